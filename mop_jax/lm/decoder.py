@@ -44,9 +44,7 @@ class KVCache(NamedTuple):
 def empty_cache(config: DecoderConfig, num_rows: int, size: int, dtype: jnp.dtype) -> KVCache:
     """A cache of `num_rows` rows and `size` slots with nothing in it."""
     shape = (config.num_layers, num_rows, size, config.num_kv_heads, config.head_dim)
-    return KVCache(
-        jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(num_rows, jnp.int32)
-    )
+    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(num_rows, jnp.int32))
 
 
 class Embed(nnx.Module):

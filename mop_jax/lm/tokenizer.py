@@ -1,0 +1,106 @@
+"""The tokenizer that belongs to a checkpoint: from its folder, or built from GGUF metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mop_jax.errors import DataError, FaultError
+from mop_jax.lm.gguf import GGUFFile
+
+# GGUF token types (llama.cpp): 3 is a control token, 4 one that users added.
+_CONTROL, _USER_DEFINED = 3, 4
+
+
+def load_tokenizer(folder: Path) -> Any | None:
+    """The Hugging Face tokenizer of a checkpoint folder, or None where it has none.
+
+    Raises:
+        FaultError: if tokenizer files are there but cannot be read.
+    """
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # the loader raises whatever its backends raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FaultError(f"{folder}: its tokenizer could not be read: {reason}") from error
+
+
+def gguf_tokenizer(file: GGUFFile) -> Any:
+    """Builds a fast tokenizer from the vocabulary, merges and chat template of a GGUF file.
+
+    Raises:
+        DataError: for a tokenizer model or pre-tokenizer that is not supported, by name.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "gpt-2")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    # Llama 3's published split pattern.
+    llama3 = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    splitters = {
+        "gpt-2": gpt2,
+        "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2]),
+        "llama-bpe": pre_tokenizers.Sequence(
+            [pre_tokenizers.Split(llama3, "isolated"), byte_level]
+        ),
+    }
+    if model != "gpt2" or pre not in splitters:
+        raise DataError(
+            f"{file.path}: GGUF tokenizer {model!r} with pre-tokenizer {pre!r} is not supported; "
+            f"supported: 'gpt2' with {', '.join(splitters)}. Load the model from a folder with its "
+            "tokenizer.json."
+        )
+    tokens: list[str] = file.get("tokenizer.ggml.tokens")
+    types: list[int] = file.get("tokenizer.ggml.token_type")
+    merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges")]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=merges,
+            ignore_merges=pre == "llama-bpe",
+        )
+    )
+    backend.pre_tokenizer = splitters[pre]
+    backend.decoder = decoders.ByteLevel()
+    control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
+    added = [t for t, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in control])
+    backend.add_tokens([AddedToken(t, normalized=False) for t in added])
+
+    def named(key: str) -> str | None:
+        index = file.get(f"tokenizer.ggml.{key}_token_id")
+        return None if index is None else tokens[int(index)]
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=named("bos"),
+        eos_token=named("eos"),
+        unk_token=named("unknown"),
+        pad_token=named("padding"),
+        chat_template=file.get("tokenizer.chat_template"),
+        clean_up_tokenization_spaces=False,
+        model_max_length=int(file.get("llama.context_length", 0)) or None,
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any | None) -> str:
+    """SHA-256 over all that decides how texts become ids, the chat template included."""
+    if tokenizer is None:
+        return hashlib.sha256(b"no tokenizer").hexdigest()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    body = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab()))
+    template = getattr(tokenizer, "chat_template", None)
+    return hashlib.sha256(
+        json.dumps([body, template, str(tokenizer.special_tokens_map)]).encode()
+    ).hexdigest()
