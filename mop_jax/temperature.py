@@ -2,8 +2,8 @@
 
 The language model scores each response once at a few temperatures; the gate's posterior then asks
 for ℓ(τ) at any τ. ℓ is smooth in log τ, so a cubic spline through the scored points is enough, and
-a spline is *linear in the values it interpolates*: ℓ(τ) = Σ_g w_g(τ) ℓ_g with weights that depend on
-τ and the grid only. One row of weights per persona therefore serves every record at once.
+a spline is *linear in the values it interpolates*: ℓ(τ) = Σ_g w_g(τ) ℓ_g with weights that depend
+on τ and the grid only. One row of weights per persona therefore serves every record at once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 
+@jax.jit
 def spline_weights(temperature: ArrayLike, grid: ArrayLike) -> jax.Array:
     """Weights w(τ) for which ℓ(τ) = Σ_g w_g(τ) ℓ(τ_g), a cubic spline in log τ.
 
     Between grid points: the not-a-knot cubic spline (a parabola through three points, a line
     through two). Outside the grid: the straight line in log τ that leaves the end point with the
-    spline's slope, so a sampler that wanders off sees a finite, honest gradient. A grid of one point
-    gives the constant ℓ(τ_1). The weights sum to one, and differentiate in `temperature`.
+    spline's slope, so a sampler that wanders off sees a finite, honest gradient. A grid of one
+    point gives the constant ℓ(τ_1). The weights sum to one, and differentiate in `temperature`.
 
     Args:
         temperature: positive temperatures τ, any shape [...].
@@ -79,8 +80,8 @@ def _knot_slopes(knots: jax.Array) -> jax.Array:
         return jnp.stack(
             [secants[0] - gaps[0] * bend, secants[0] + gaps[0] * bend, secants[1] + gaps[1] * bend]
         )
-    # Continuity of the second derivative at each inner knot, in the unknown slopes; and of the third
-    # derivative at the first and last inner knots (the not-a-knot condition).
+    # Continuity of the second derivative at each inner knot, in the unknown slopes; and of the
+    # third derivative at the first and last inner knots (the not-a-knot condition).
     system = jnp.zeros((num_points, num_points), knots.dtype)
     inner = jnp.arange(1, num_points - 1)
     system = system.at[inner, inner - 1].set(gaps[1:])

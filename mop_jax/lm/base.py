@@ -88,6 +88,7 @@ class Generation:
 
 
 OnScores = Callable[[np.ndarray, np.ndarray], None]
+OnGenerated = Callable[[np.ndarray, Generation], None]
 
 
 class LanguageModel(Protocol):
@@ -109,6 +110,7 @@ class LanguageModel(Protocol):
         grid: TemperatureGrid,
         on_scores: OnScores,
         memory: float | None = None,
+        skip: np.ndarray | None = None,
     ) -> None:
         """Scores (prefix, continuation) pairs on a grid of temperatures, reporting as it goes."""
         ...
@@ -125,6 +127,8 @@ class LanguageModel(Protocol):
         end_ids: Sequence[int],
         top_p: float,
         max_new_tokens: int,
+        skip: np.ndarray | None = None,
+        on_generated: OnGenerated | None = None,
     ) -> Generation:
         """Samples a response for each (prefix, request) pair at its own temperature."""
         ...

@@ -86,10 +86,54 @@ class DecoderConfig:
 
 # Keys of a Llama configuration that bear on training, storage or generation, not on the logits.
 _WITHOUT_EFFECT = frozenset(
-    ["architectures", "attention_dropout", "bos_token_id", "dtype", "torch_dtype", "initializer_range", "is_llama_config", "pad_token_id", "rope_interleaved", "transformers_version", "transformers.js_config", "use_cache", "_name_or_path", "id2label", "label2id", "chunk_size_feed_forward", "output_attentions", "output_hidden_states", "problem_type", "return_dict", "is_encoder_decoder", "add_cross_attention", "unsloth_fixed", "pretraining_tp"]
+    [
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "torch_dtype",
+        "initializer_range",
+        "is_llama_config",
+        "pad_token_id",
+        "rope_interleaved",
+        "transformers_version",
+        "transformers.js_config",
+        "use_cache",
+        "_name_or_path",
+        "id2label",
+        "label2id",
+        "chunk_size_feed_forward",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "is_encoder_decoder",
+        "add_cross_attention",
+        "unsloth_fixed",
+        "pretraining_tp",
+    ]
 )
 _READ = frozenset(
-    ["model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_parameters", "rope_scaling", "tie_word_embeddings", "attention_bias", "mlp_bias", "eos_token_id", "hidden_act"]
+    [
+        "model_type",
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_parameters",
+        "rope_scaling",
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+        "eos_token_id",
+        "hidden_act",
+    ]
 )
 
 

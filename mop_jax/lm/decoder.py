@@ -203,7 +203,7 @@ class Decoder(nnx.Module):
             Normalised hidden states [B, T, D] (meaningless on padding), and the new tokens' own
             keys and values as a cache of B rows and T slots (the prefix is not copied into it).
         """
-        batch, length = tokens_bt.shape
+        length = tokens_bt.shape[1]
         offsets = cache.lengths if rows_b is None else cache.lengths[rows_b]
         positions_bt = offsets[:, None] + jnp.arange(length)
         mask = extension_mask(offsets, lengths_b, cache.keys.shape[2], length)

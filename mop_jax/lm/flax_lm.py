@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,14 @@ from flax import nnx
 
 from mop_jax.errors import DataError
 from mop_jax.lm import sampling
-from mop_jax.lm.base import Continuation, Generation, OnScores, TemperatureGrid, TokenIds
+from mop_jax.lm.base import (
+    Continuation,
+    Generation,
+    OnGenerated,
+    OnScores,
+    TemperatureGrid,
+    TokenIds,
+)
 from mop_jax.lm.config import DecoderConfig, read_config
 from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.gguf import GGUFFile
@@ -172,10 +179,12 @@ class FlaxLM:
         grid: TemperatureGrid,
         on_scores: OnScores,
         memory: float | None = None,
+        skip: np.ndarray | None = None,
     ) -> None:
         """Scores continuations after shared prefixes; see `mop_jax.lm.scoring.Scorer.score`."""
         with self._precision():
-            Scorer(self.decoder, grid, memory).score(prefixes, continuations, pairs, on_scores)
+            scorer = Scorer(self.decoder, grid, memory)
+            scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
     def sample_pairs(
         self,
@@ -189,9 +198,12 @@ class FlaxLM:
         end_ids: Sequence[int],
         top_p: float = 1.0,
         max_new_tokens: int = 96,
-        on_done: Callable[[int], None] = lambda count: None,
+        skip: np.ndarray | None = None,
+        on_generated: OnGenerated | None = None,
     ) -> Generation:
         """Samples responses on shared prefixes; see `mop_jax.lm.sampling.sample_pairs`.
+
+        Samples that are skipped come back empty.
 
         Raises:
             DataError: if prompt and response do not fit into the context window.
@@ -199,6 +211,11 @@ class FlaxLM:
         for prefix, request in pairs:
             prompt = sum(len(s) for s in prefixes[prefix]) + len(requests[request])
             self.check_length(prompt + max_new_tokens, f"Request {request}")
+
+        def report(indices: np.ndarray, samples: sampling.Samples) -> None:
+            if on_generated is not None:
+                on_generated(indices, self._generation(samples, end_ids))
+
         with self._precision():
             samples = sampling.sample_pairs(
                 self.decoder,
@@ -212,11 +229,10 @@ class FlaxLM:
                 top_p=top_p,
                 max_new_tokens=max_new_tokens,
                 memory=DEFAULT_MEMORY,
-                on_done=on_done,
+                skip=skip,
+                on_samples=report,
             )
-        ends = set(end_ids)
-        texts = [self._decode([i for i in ids if i not in ends]) for ids in samples.token_ids]
-        return Generation(texts, samples.token_ids, samples.log_probs, samples.finished)
+        return self._generation(samples, end_ids)
 
     def generate(
         self,
@@ -287,6 +303,11 @@ class FlaxLM:
         if self.tokenizer is None:
             raise DataError("This checkpoint came without a tokenizer; give token ids, no text.")
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _generation(self, samples: sampling.Samples, end_ids: Sequence[int]) -> Generation:
+        ends = set(end_ids)
+        texts = [self._decode([i for i in ids if i not in ends]) for ids in samples.token_ids]
+        return Generation(texts, samples.token_ids, samples.log_probs, samples.finished)
 
     def _decode(self, ids: list[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(ids)

@@ -47,6 +47,9 @@ class Samples(NamedTuple):
     finished: np.ndarray
 
 
+OnSamples = Callable[[np.ndarray, Samples], None]
+
+
 class _Slots(NamedTuple):
     cache: KVCache
     hidden: Array  # [B, D], predicts the next token
@@ -81,7 +84,7 @@ def append(cache: KVCache, new: KVCache) -> KVCache:
     )
 
 
-@partial(jax.jit, static_argnames=("graph", "truncated", "max_new_tokens"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("graph", "truncated", "max_new_tokens"))
 def decode(
     graph, state, cache, hidden, keys, temperature, end_ids, top_p, idle,
     *, truncated: bool, max_new_tokens: int,
@@ -168,7 +171,8 @@ def sample_pairs(
     top_p: float = 1.0,
     max_new_tokens: int = 96,
     memory: float = DEFAULT_MEMORY,
-    on_done: Callable[[int], None] = lambda count: None,
+    skip: np.ndarray | None = None,
+    on_samples: OnSamples = lambda indices, samples: None,
 ) -> Samples:
     """Draws one response for each (prefix, request) pair.
 
@@ -184,21 +188,25 @@ def sample_pairs(
         top_p: probability kept by nucleus truncation, in (0, 1].
         max_new_tokens: longest response, end token included.
         memory: bytes of pooled prefixes at a time.
-        on_done: called with the number of samples just finished.
+        skip: bool [n], samples that are not needed. Batches are planned as if they were, and run
+            unless all their samples are skipped, so that what is drawn does not depend on it.
+        on_samples: called with the indices of samples just drawn, and the samples.
 
     Raises:
         FaultError: if the logits are not finite.
     """
     graph, state = nnx.split(decoder)
-    num_rows = by_backend(SLOTS, SLOTS_ACCELERATOR)
+    num_rows = min(by_backend(SLOTS, SLOTS_ACCELERATOR), -(-len(pairs) // 4) * 4)
     root = jax.random.key(seed)
     token_ids: list[list[int]] = [[] for _ in pairs]
     log_probs, finished = np.zeros(len(pairs)), np.zeros(len(pairs), bool)
     longest = -(-max((len(r) for r in requests), default=1) // 16) * 16
-    for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory):
+    for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory, skip):
         num_slots = pool.cache.keys.shape[2] + longest + max_new_tokens
         for begin in range(0, len(members), num_rows):
             batch = members[begin : begin + num_rows]
+            if skip is not None and skip[batch].all():
+                continue
             tokens, lengths = pad([requests[pairs[i, 1]] for i in batch], longest, num_rows)
             rows = np.zeros(num_rows, np.int32)
             rows[: len(batch)] = [pool.row_of[int(pairs[i, 0])] for i in batch]
@@ -231,5 +239,8 @@ def sample_pairs(
                         f"The language model gave logits that are not finite in sample "
                         f"{int(sample_ids[i])}."
                     )
-            on_done(len(batch))
+            on_samples(
+                np.asarray(batch),
+                Samples([token_ids[i] for i in batch], log_probs[batch], finished[batch]),
+            )
     return Samples(token_ids, log_probs, finished)

@@ -200,7 +200,11 @@ class PrefixPool:
 
 
 def prefix_pools(
-    decoder: Decoder, prefixes: Sequence[Sequence[TokenIds]], wanted: np.ndarray, memory: float
+    decoder: Decoder,
+    prefixes: Sequence[Sequence[TokenIds]],
+    wanted: np.ndarray,
+    memory: float,
+    skip: np.ndarray | None = None,
 ) -> Iterator[tuple[PrefixPool, list[int]]]:
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
@@ -211,6 +215,7 @@ def prefix_pools(
         prefixes: paths of segments.
         wanted: int [n], the prefix of each piece of work.
         memory: bytes of one pool; a pool holds at least one prefix whatever the budget.
+        skip: bool [n], work that is done; pools that nothing else needs are not run.
 
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
@@ -235,8 +240,11 @@ def prefix_pools(
         counts[-1] = len(held) + 1
     num_rows = -(-max(counts, default=1) // 16) * 16
     for group in groups:
-        pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size)
-        yield pool, [n for n, i in enumerate(wanted) if int(i) in pool.row_of]
+        inside = set(group)
+        members = [n for n, i in enumerate(wanted) if int(i) in inside]
+        if skip is not None and skip[members].all():
+            continue
+        yield PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size), members
 
 
 def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:
@@ -311,6 +319,7 @@ class Scorer:
         continuations: Sequence[Continuation],
         pairs: np.ndarray,
         on_scores: OnScores,
+        skip: np.ndarray | None = None,
     ) -> None:
         """Scores pairs and reports them in batches, in no particular order.
 
@@ -321,21 +330,25 @@ class Scorer:
             pairs: int [n, 2], indices of prefix and continuation.
             on_scores: called with pair indices int [m] and log-probabilities float64 [m, G], nats
                 summed over the response's tokens.
+            skip: bool [n], pairs that need no scores. Batches are planned as if they did, and run
+                unless all their pairs are skipped: what is run gives the same bits either way.
 
         Raises:
             FaultError: if a log-probability is not finite.
         """
-        if not len(pairs):
+        if not len(pairs) or (skip is not None and skip.all()):
             return
         suffixes = [c.request + c.response for c in continuations]
         padded = choose_lengths([len(s) for s in suffixes])
         totals = np.zeros((len(pairs), len(self._grid.multiples)))
         missing = np.asarray([len(continuations[c].response) for c in pairs[:, 1]])
         packed = _Packed([], [], [])
-        for pool, members in prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory):
+        for pool, members in prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, skip):
             lengths = [len(suffixes[pairs[i, 1]]) for i in members]
             for length, rows in batches(lengths, padded, self._tokens):
                 batch = [members[r] for r in rows if r >= 0]
+                if skip is not None and skip[batch].all():
+                    continue
                 self._run(pool, continuations, pairs, batch, length, len(rows), packed)
                 self._project(packed, totals, missing, on_scores, final=False)
         self._project(packed, totals, missing, on_scores, final=True)

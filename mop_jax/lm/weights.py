@@ -1,8 +1,8 @@
 """Checkpoint tensors into the decoder, with nothing missing, nothing left over, nothing misshapen.
 
-The decoder's attributes carry the checkpoint's names, so the map is a few leaf rules: a projection's
-`weight` is its transposed `kernel`, a norm's is its `scale`, an embedding's its `embedding`; the
-layer number becomes an index into the stacked parameters.
+The decoder's attributes carry the checkpoint's names, so the map is a few leaf rules: a
+projection's `weight` is its transposed `kernel`, a norm's is its `scale`, an embedding's its
+`embedding`; the layer number becomes an index into the stacked parameters.
 """
 
 from __future__ import annotations

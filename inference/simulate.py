@@ -1,0 +1,244 @@
+"""Ancestral sampling from the posterior predictive: draw → persona → exemplar → response.
+
+Sample s has a random key of its own, `fold_in(seed, s)`: it picks a posterior draw θ, a persona
+from π(x; θ), an exemplar from Ω_k(x; θ), and the language model's response at temperature τ_k(θ).
+Nothing of it depends on which other samples are drawn with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mop_jax.errors import DataError
+from mop_jax.inference.posterior import Posterior, gate_at
+from mop_jax.lm.base import Generation, LanguageModel
+from mop_jax.prompts import PromptBuilder
+
+
+class ComponentDraws(NamedTuple):
+    """The path of each of M samples down to its component.
+
+    Attributes:
+        sample: the sample's number s, int [M].
+        context: index of its context, int [M].
+        draw: posterior draw, int [M].
+        persona: int [M].
+        exemplar: int [M].
+        temperature: τ of the persona under the draw, float [M].
+        log_prob: log π_k + log Ω_kj, nats, float [M].
+    """
+
+    sample: np.ndarray
+    context: np.ndarray
+    draw: np.ndarray
+    persona: np.ndarray
+    exemplar: np.ndarray
+    temperature: np.ndarray
+    log_prob: np.ndarray
+
+
+class SimulatedResponse(NamedTuple):
+    """One simulated response and how it came about.
+
+    Attributes:
+        sample: the sample's number s.
+        seed: with `sample`, reproduces everything below.
+        context_index: which of the contexts it responds to.
+        context: the context's text.
+        draw: index of the posterior draw.
+        persona: index of the persona.
+        exemplar: index of the exemplar.
+        temperature: of the language model.
+        text: the response.
+        finished: whether the response ended by itself within `max_new_tokens`.
+        component_log_prob: log π_k(x) + log Ω_kj(x) under the draw, nats.
+        response_log_prob: log p(response | component) at the temperature, untruncated, nats.
+    """
+
+    sample: int
+    seed: int
+    context_index: int
+    context: str
+    draw: int
+    persona: int
+    exemplar: int
+    temperature: float
+    text: str
+    finished: bool
+    component_log_prob: float
+    response_log_prob: float
+
+
+def draw_components(
+    posterior: Posterior,
+    context_embeddings: np.ndarray,
+    context_index: np.ndarray,
+    *,
+    seed: int,
+    sample_ids: np.ndarray | None = None,
+    leave_out: np.ndarray | None = None,
+) -> ComponentDraws:
+    """Draws (posterior draw, persona, exemplar) for each sample.
+
+    Args:
+        posterior: draws of the gate.
+        context_embeddings: h(x), [N, D].
+        context_index: the context of each sample, int [M].
+        seed: with the sample's number, decides everything.
+        sample_ids: the samples' numbers, int [M]; 0 … M − 1 by default.
+        leave_out: bool [N, J], exemplars that must not serve a context.
+    """
+    context_index = np.asarray(context_index, int)
+    samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
+    num_draws = posterior.num_draws
+    root = jax.random.key(seed)
+    draws, personas, exemplars, heats, log_probs = [], [], [], [], []
+    used, place = np.unique(context_index, return_inverse=True)
+    mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
+    gate = gate_at(posterior, np.asarray(context_embeddings)[used], leave_out=mask)
+    persona_log_probs = np.asarray(gate.persona_log_probs)
+    record_logits = np.asarray(gate.exemplar_record_logits)
+    persona_logits = np.asarray(gate.exemplar_persona_logits)
+    temperature = np.asarray(gate.temperature)
+    keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(samples.astype(np.uint32))
+    uniforms = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys), np.float64)
+    for n, (u_draw, u_persona, u_exemplar) in zip(place, uniforms, strict=True):
+        s = min(int(u_draw * num_draws), num_draws - 1)
+        k = _invert(persona_log_probs[s, n], u_persona)
+        omega = record_logits[s, n] + persona_logits[s, k]
+        omega = omega - np.logaddexp.reduce(omega)
+        j = _invert(omega, u_exemplar)
+        draws.append(s)
+        personas.append(k)
+        exemplars.append(j)
+        heats.append(temperature[s, k])
+        log_probs.append(persona_log_probs[s, n, k] + omega[j])
+    return ComponentDraws(
+        samples,
+        context_index,
+        np.asarray(draws, int),
+        np.asarray(personas, int),
+        np.asarray(exemplars, int),
+        np.asarray(heats, float),
+        np.asarray(log_probs, float),
+    )
+
+
+def simulate(
+    posterior: Posterior,
+    language_model: LanguageModel,
+    prompts: PromptBuilder,
+    *,
+    personas: Sequence[str],
+    exemplars: Sequence[tuple[str, str]],
+    contexts: Sequence[str],
+    context_embeddings: np.ndarray,
+    num_samples: int,
+    seed: int = 0,
+    leave_out: np.ndarray | None = None,
+    top_p: float = 1.0,
+    max_new_tokens: int = 96,
+    skip: Collection[int] = (),
+    on_responses: Callable[[list[SimulatedResponse]], None] = lambda responses: None,
+) -> list[SimulatedResponse]:
+    """Simulates responses to contexts; sample s answers context s mod N.
+
+    Args:
+        posterior: draws of the gate and the temperatures.
+        language_model: samples the responses.
+        prompts: builds prompts for that language model.
+        personas: K texts, in the posterior's order.
+        exemplars: J (context, response) texts, in the posterior's order.
+        contexts: N texts.
+        context_embeddings: h(x), [N, D], from the encoder of the fit.
+        num_samples: how many responses.
+        seed: decides every draw together with the sample's number.
+        leave_out: bool [N, J], exemplars that must not serve a context.
+        top_p: probability kept by nucleus truncation; 1 samples the model itself.
+        max_new_tokens: longest response, end token included.
+        skip: samples that are not needed (an interrupted simulation has them).
+        on_responses: called with responses as they are finished.
+
+    Returns:
+        The responses that were not skipped, in the order of their samples.
+
+    Raises:
+        DataError: if the numbers of personas, exemplars or embeddings do not fit the posterior.
+
+    References:
+        Bui et al. (2025), section 3 ("persona → exemplar → response").
+    """
+    for name, found, wanted in (
+        ("personas", len(personas), posterior.data.num_personas),
+        ("exemplars", len(exemplars), posterior.data.num_exemplars),
+        ("context embeddings", len(context_embeddings), len(contexts)),
+    ):
+        if found != wanted:
+            raise DataError(f"There are {found} {name}; the posterior and contexts need {wanted}.")
+    if num_samples < 1:
+        raise DataError(f"num_samples is {num_samples}; at least 1 is needed.")
+    samples = np.arange(num_samples)
+    paths = draw_components(
+        posterior,
+        context_embeddings,
+        samples % len(contexts),
+        seed=seed,
+        leave_out=leave_out,
+    )
+    built = [
+        prompts.component(personas[k], exemplars[j], contexts[i])
+        for i, k, j in zip(paths.context, paths.persona, paths.exemplar, strict=True)
+    ]
+    prefixes = list(dict.fromkeys(prompt.prefix for prompt in built))
+    place = {prefix: i for i, prefix in enumerate(prefixes)}
+    skipped = np.isin(samples, list(skip))
+    responses: list[SimulatedResponse] = []
+
+    def collect(indices: np.ndarray, generation: Generation) -> None:
+        fresh = [
+            SimulatedResponse(
+                sample=int(n),
+                seed=seed,
+                context_index=int(paths.context[n]),
+                context=contexts[paths.context[n]],
+                draw=int(paths.draw[n]),
+                persona=int(paths.persona[n]),
+                exemplar=int(paths.exemplar[n]),
+                temperature=float(paths.temperature[n]),
+                text=generation.texts[row].strip(),
+                finished=bool(generation.finished[row]),
+                component_log_prob=float(paths.log_prob[n]),
+                response_log_prob=float(generation.log_probs[row]),
+            )
+            for row, n in enumerate(indices)
+            if not skipped[n]
+        ]
+        responses.extend(fresh)
+        on_responses(fresh)
+
+    language_model.sample_pairs(
+        prefixes,
+        [prompt.request for prompt in built],
+        np.asarray([(place[prompt.prefix], s) for s, prompt in enumerate(built)]),
+        seed=seed,
+        temperature=paths.temperature,
+        sample_ids=samples,
+        end_ids=[prompts.end_id],
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        skip=skipped,
+        on_generated=collect,
+    )
+    return sorted(responses, key=lambda response: response.sample)
+
+
+def _invert(log_probs: np.ndarray, uniform: float) -> int:
+    # Inverse distribution function; float64 sums, and never past the last possible value.
+    probs = np.exp(np.asarray(log_probs, np.float64))
+    upper = np.cumsum(probs)
+    index = int(np.searchsorted(upper, uniform * upper[-1], side="right"))
+    return min(index, int(np.flatnonzero(probs)[-1]))

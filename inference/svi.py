@@ -1,0 +1,253 @@
+"""Stochastic variational inference for mixture-of-personas models.
+
+`fit_svi` is NumPyro's `SVI.run` with what a long job needs: progress with an ETA, minibatches, a
+named refusal at the first loss that is not a number, and a `ConvergenceReport` that says whether
+the run was long enough. Same key, same data: same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import optax
+from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, init_to_sample
+from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
+
+from mop_jax import progress as progress_bars
+from mop_jax.errors import DataError, FaultError
+from mop_jax.models.data import MixtureData
+from mop_jax.models.mixture import mixture_of_personas
+
+GUIDES: dict[str, type[AutoGuide]] = {"AutoNormal": AutoNormal, "AutoDelta": AutoDelta}
+
+
+class ConvergenceReport(NamedTuple):
+    """Whether a run of SVI had settled, judged on its last two quarters.
+
+    Attributes:
+        converged: whether `improvement` + 2 `standard_error` lies below `tolerance`.
+        reason: one sentence for a reader.
+        improvement: fall of the mean loss from the third quarter to the last, nats per record.
+        standard_error: of `improvement`, from the means of ten consecutive batches per quarter
+            (neighbouring losses share their parameters, so they are not independent).
+        tolerance: nats per record.
+        final_loss: mean loss of the last quarter, nats per record.
+    """
+
+    converged: bool
+    reason: str
+    improvement: float
+    standard_error: float
+    tolerance: float
+    final_loss: float
+
+
+class SVIFit(NamedTuple):
+    """A fitted guide.
+
+    Attributes:
+        params: the guide's parameters.
+        guide: the guide, whose `sample_posterior(rng_key, params, …)` draws from it.
+        losses: negative ELBO of every step, nats for the whole population, [num_steps].
+        convergence: see `ConvergenceReport`.
+        model: the NumPyro model.
+        model_kwargs: what the model was called with, besides the data.
+        data: what it was fitted to.
+    """
+
+    params: dict[str, Any]
+    guide: AutoGuide
+    losses: np.ndarray
+    convergence: ConvergenceReport
+    model: Callable[..., Any]
+    model_kwargs: dict[str, Any]
+    data: MixtureData
+
+
+def default_optimizer(num_steps: int, learning_rate: float = 0.02) -> optax.GradientTransformation:
+    """Adam under a cosine decay to 1 % of `learning_rate`, gradients clipped to global norm 1,000.
+
+    The decay averages the noise of the ELBO away at the end; the clip is for the rare minibatch.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
+    return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule))
+
+
+def make_guide(
+    guide: str | type[AutoGuide] | AutoGuide, model: Callable[..., Any], **kwargs: Any
+) -> AutoGuide:
+    """A guide by name ("AutoNormal", "AutoDelta"), by class, or as it comes.
+
+    Guides by name or class start at a draw from the prior: all weights zero is a saddle point of a
+    bilinear gate, and NumPyro's default start, uniform on (−2, 2), is far outside the prior.
+    """
+    if isinstance(guide, str):
+        if guide not in GUIDES:
+            raise DataError(f"Unknown guide {guide!r}; accepted: {', '.join(GUIDES)}, or a class.")
+        guide = GUIDES[guide]
+    if isinstance(guide, type):
+        return guide(model, init_loc_fn=init_to_sample, **kwargs)
+    return guide
+
+
+def fit_svi(
+    rng_key: jax.Array,
+    data: MixtureData,
+    *,
+    model: Callable[..., Any] = mixture_of_personas,
+    model_kwargs: Mapping[str, Any] | None = None,
+    guide: str | type[AutoGuide] | AutoGuide = "AutoNormal",
+    optimizer: Any = None,
+    num_steps: int = 2000,
+    batch_size: int | None = None,
+    num_particles: int = 1,
+    tolerance: float = 0.02,
+    progress: bool = True,
+) -> SVIFit:
+    """Fits a guide to the posterior of `model` by maximising the ELBO.
+
+    Args:
+        rng_key: decides the start and every draw.
+        data: the population.
+        model: a NumPyro model of `data` that returns its `PersonaMixture`.
+        model_kwargs: further arguments of the model.
+        guide: "AutoNormal" (mean-field posterior), "AutoDelta" (MAP), or any NumPyro guide.
+        optimizer: optax or NumPyro optimizer; `default_optimizer(num_steps)` by default.
+        num_steps: gradient steps.
+        batch_size: records per step, given to the model as `subsample_size`; all by default.
+        num_particles: draws of the guide per step.
+        tolerance: of the convergence report, nats per record.
+        progress: whether to show a progress bar.
+
+    Raises:
+        FaultError: if the loss stops being a finite number; names the step.
+        DataError: if `batch_size`, `num_steps` or the guide's name is unusable.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> from mop_jax.inference import fit_svi, posterior_draws
+        >>> from mop_jax.models import full_table_data
+        >>> rng = np.random.default_rng(0)
+        >>> data = full_table_data(
+        ...     log_likelihood=rng.normal(-20, 1, (6, 2, 3)),
+        ...     context_embeddings=rng.normal(size=(6, 5)),
+        ...     persona_embeddings=rng.normal(size=(2, 5)),
+        ...     exemplar_embeddings=rng.normal(size=(3, 5)),
+        ... )
+        >>> fit = fit_svi(jax.random.key(0), data, num_steps=20, progress=False)
+        >>> posterior_draws(fit, jax.random.key(1), 4).samples["log_temperature"].shape
+        (4, 2)
+    """
+    if num_steps < 1:
+        raise DataError(f"num_steps is {num_steps}; at least 1 is needed.")
+    kwargs = dict(model_kwargs or {})
+    run_kwargs = dict(kwargs)
+    if batch_size is not None and batch_size < data.num_records:
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}; at least 1 is needed.")
+        run_kwargs["subsample_size"] = batch_size
+    auto_guide = make_guide(guide, model)
+    # Analytic KL terms where the guide is mean-field and its sites are the model's: less noise.
+    mean_field = isinstance(auto_guide, AutoNormal | AutoDelta)
+    loss = (TraceMeanField_ELBO if mean_field else Trace_ELBO)(num_particles=num_particles)
+    svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
+
+    setup_key, run_key = jax.random.split(rng_key)
+    if mean_field:
+        prepare_guide(auto_guide, setup_key, data, run_kwargs)
+    state = svi.init(run_key, data)
+
+    @jax.jit
+    def run_chunk(state: Any, data: MixtureData, num: jax.Array) -> tuple[Any, jax.Array]:
+        def step(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+            state, losses = carry
+            state, loss_value = svi.update(state, data)
+            return state, losses.at[i].set(loss_value)
+
+        # A loop of variable length: one compilation serves the last, shorter chunk too.
+        losses = jnp.zeros(chunk, data.log_likelihood.dtype)
+        return jax.lax.fori_loop(0, num, step, (state, losses))
+
+    chunk = max(1, min(100, -(-num_steps // 20)))
+    losses = np.zeros(num_steps, data.log_likelihood.dtype)
+    silence = nullcontext() if progress else progress_bars.enabled(False)
+    with silence, progress_bars.task("Fitting the gate", total=num_steps) as advance:
+        for start in range(0, num_steps, chunk):
+            num = min(chunk, num_steps - start)
+            state, chunk_losses = run_chunk(state, data, num)
+            losses[start : start + num] = np.asarray(chunk_losses)[:num]
+            bad = np.flatnonzero(~np.isfinite(losses[start : start + num]))
+            if bad.size:
+                raise FaultError(
+                    f"The loss is {losses[start + bad[0]]} at step {start + bad[0] + 1} of "
+                    f"{num_steps}; a smaller learning rate or a tighter prior usually helps."
+                )
+            advance(num)
+    # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
+    params = {
+        name: value for name, value in svi.get_params(state).items() if jax.tree.leaves(value)
+    }
+    report = convergence_report(losses, float(np.sum(data.weights)), tolerance)
+    return SVIFit(params, auto_guide, losses, report, model, kwargs, data)
+
+
+def prepare_guide(
+    guide: AutoGuide, rng_key: jax.Array, data: MixtureData, model_kwargs: Mapping[str, Any]
+) -> None:
+    """Lets a mean-field guide see the model's sites, at a start drawn with `rng_key`.
+
+    The guide would do so itself, by differentiating the whole model op by op to see that its start
+    has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
+    masked out it takes a few seconds, and the first step of the fit checks the loss anyway.
+    """
+    model = guide.model
+    guide.model = numpyro.handlers.mask(model, mask=False)
+    try:
+        with numpyro.handlers.seed(rng_seed=rng_key):
+            guide(data, **model_kwargs)
+    finally:
+        guide.model = model
+
+
+def convergence_report(
+    losses: np.ndarray, total_weight: float, tolerance: float = 0.02
+) -> ConvergenceReport:
+    """Judges a loss trace: has the last quarter of the run still improved on the third?
+
+    The verdict is an equivalence test, so a noisy trace cannot pass by being noisy: converged means
+    that we are sure (two standard errors) that the improvement is below `tolerance`.
+
+    Args:
+        losses: negative ELBO per step, nats, [num_steps].
+        total_weight: sum of the records' weights, by which the losses are divided.
+        tolerance: nats per record.
+    """
+    per_record = np.asarray(losses, np.float64) / total_weight
+    quarter = len(per_record) // 4
+    num_batches = 10
+    if quarter < 2 * num_batches:
+        final = float(per_record[-max(quarter, 1) :].mean())
+        reason = f"{len(losses)} steps are too few to judge; at least {8 * num_batches} are needed."
+        return ConvergenceReport(False, reason, float("nan"), float("nan"), tolerance, final)
+    width = quarter // num_batches
+    tail = per_record[-2 * num_batches * width :].reshape(2, num_batches, width).mean(-1)
+    improvement = float(tail[0].mean() - tail[1].mean())
+    standard_error = float(np.sqrt(tail.var(axis=1, ddof=1).sum() / num_batches))
+    change = f"{improvement:+.4f} ± {standard_error:.4f} nats per record in the last quarter"
+    converged = improvement + 2 * standard_error < tolerance
+    if converged:
+        reason = f"Converged: the ELBO gained {change}, below {tolerance:g}."
+    elif improvement > 2 * standard_error:
+        reason = f"Still improving: the ELBO gained {change}; more steps are needed."
+    else:
+        reason = f"Too noisy to tell: the ELBO gained {change}; use more steps or more particles."
+    return ConvergenceReport(
+        converged, reason, improvement, standard_error, tolerance, float(tail[1].mean())
+    )

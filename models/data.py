@@ -1,0 +1,284 @@
+"""What a mixture-of-personas model is fitted to: arrays only, gathered in one pytree.
+
+`MixtureData` holds a population as the model sees it: sentence embeddings of contexts, personas and
+exemplars, which components were scored for which record, and what the language model said of them.
+It carries the linear maps from embeddings to the gate's features too, fitted once on the training
+records, so that contexts met later (held-out, simulated) pass through the very same maps.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mop_jax.errors import DataError
+
+Array = Any  # numpy or jax array: MixtureData travels through jit
+
+
+class FeatureMap(NamedTuple):
+    """An affine map from embeddings to gate features: (h − mean) @ basis.
+
+    Attributes:
+        mean: [D].
+        basis: [D, R].
+    """
+
+    mean: Array
+    basis: Array
+
+    def __call__(self, embeddings: Array) -> Array:
+        """Features [..., R] of embeddings [..., D]."""
+        return (embeddings - self.mean) @ self.basis
+
+
+class FeatureMaps(NamedTuple):
+    """One `FeatureMap` each for contexts, personas and exemplars."""
+
+    context: FeatureMap
+    persona: FeatureMap
+    exemplar: FeatureMap
+
+
+_PER_RECORD = (
+    "context_embeddings",
+    "leave_out",
+    "weights",
+    "persona_index",
+    "exemplar_index",
+    "log_weight",
+    "log_likelihood",
+)
+
+
+class MixtureData(NamedTuple):
+    """A population's embeddings and likelihood table, [N records, C candidates, G temperatures].
+
+    Build it with `mixture_data`, which checks it, or `full_table_data`; padded candidates have
+    `log_weight` −∞ and any finite log-likelihood.
+    """
+
+    context_embeddings: Array  # float32 [N, D]
+    persona_embeddings: Array  # float32 [K, D]
+    exemplar_embeddings: Array  # float32 [J, D]
+    leave_out: Array  # bool [N, J], True where exemplar j must not serve record i
+    weights: Array  # float32 [N], positive
+    persona_index: Array  # int32 [N, C]
+    exemplar_index: Array  # int32 [N, C]
+    log_weight: Array  # float32 [N, C]
+    log_likelihood: Array  # float32 [N, C, G], nats
+    temperature_grid: Array  # float32 [G], increasing
+    feature_maps: FeatureMaps
+
+    @property
+    def num_records(self) -> int:
+        """N."""
+        return self.context_embeddings.shape[0]
+
+    @property
+    def num_personas(self) -> int:
+        """K."""
+        return self.persona_embeddings.shape[0]
+
+    @property
+    def num_exemplars(self) -> int:
+        """J."""
+        return self.exemplar_embeddings.shape[0]
+
+    def take(self, index: Array) -> MixtureData:
+        """The records `index` (integers [n] or a slice), personas, exemplars and maps unchanged."""
+        per_record = {name: getattr(self, name) for name in _PER_RECORD}
+        if isinstance(index, jax.Array):  # NumPy cannot be indexed by a traced array
+            per_record = {name: jnp.asarray(values) for name, values in per_record.items()}
+        return self._replace(**{name: values[index] for name, values in per_record.items()})
+
+    def at_contexts(self, context_embeddings: Array, leave_out: Array | None = None) -> MixtureData:
+        """The same personas and exemplars before new contexts [M, D] whose responses are unknown.
+
+        Each new record gets one placeholder candidate, so that the model runs and its gate can be
+        read; its log-likelihoods mean nothing.
+        """
+        num_records = len(context_embeddings)
+        if leave_out is None:
+            leave_out = np.zeros((num_records, self.num_exemplars), bool)
+        return self._replace(
+            context_embeddings=context_embeddings,
+            leave_out=leave_out,
+            weights=np.ones(num_records, np.float32),
+            persona_index=np.zeros((num_records, 1), np.int32),
+            exemplar_index=np.zeros((num_records, 1), np.int32),
+            log_weight=np.zeros((num_records, 1), np.float32),
+            log_likelihood=np.zeros((num_records, 1, len(self.temperature_grid)), np.float32),
+        )
+
+
+def mixture_data(
+    *,
+    context_embeddings: Array,
+    persona_embeddings: Array,
+    exemplar_embeddings: Array,
+    persona_index: Array,
+    exemplar_index: Array,
+    log_weight: Array,
+    log_likelihood: Array,
+    temperature_grid: Array = (1.0,),
+    leave_out: Array | None = None,
+    weights: Array | None = None,
+    feature_maps: FeatureMaps | None = None,
+    max_features: int = 32,
+    dtype: Any = np.float32,
+) -> MixtureData:
+    """Checks and gathers the arrays that a model is fitted to.
+
+    Args:
+        context_embeddings: h(x_i), [N, D].
+        persona_embeddings: h(g_k), [K, D].
+        exemplar_embeddings: h(x_j, y_j), [J, D].
+        persona_index: persona of each candidate, integers [N, C].
+        exemplar_index: exemplar of each candidate, integers [N, C].
+        log_weight: log importance weight of each candidate, [N, C]; −∞ for padding. Candidates that
+            `leave_out` forbids get −∞ here whatever the caller says.
+        log_likelihood: nats per response on the temperature grid, [N, C, G] (or [N, C] with G = 1).
+        temperature_grid: increasing temperatures, [G].
+        leave_out: True where exemplar j must not serve record i, [N, J]; nothing by default.
+        weights: positive weight of each record, [N]; ones by default.
+        feature_maps: the maps of an earlier data set; by default `fit_feature_maps` of this one.
+        max_features: the most features per map when they are fitted here.
+        dtype: floating-point type of the arrays made.
+
+    Raises:
+        DataError: naming the array that is at fault.
+    """
+    contexts = _finite("context_embeddings", context_embeddings, dtype, 2)
+    personas = _finite("persona_embeddings", persona_embeddings, dtype, 2)
+    exemplars = _finite("exemplar_embeddings", exemplar_embeddings, dtype, 2)
+    for name, array in (("persona_embeddings", personas), ("exemplar_embeddings", exemplars)):
+        if array.shape[1] != contexts.shape[1]:
+            raise DataError(
+                f"{name} has width {array.shape[1]} but context_embeddings {contexts.shape[1]}; "
+                "all three must come from one encoder."
+            )
+    num_records, num_exemplars = len(contexts), len(exemplars)
+    grid = _finite("temperature_grid", temperature_grid, dtype, 1)
+    if (grid <= 0).any() or (np.diff(grid) <= 0).any():
+        raise DataError("temperature_grid must be positive and strictly increasing.")
+
+    table = np.asarray(log_likelihood)
+    table = _finite("log_likelihood", table[..., None] if table.ndim == 2 else table, dtype, 3)
+    pairs = (num_records, table.shape[1])
+    _check_shape("log_likelihood", table, (*pairs, len(grid)))
+    persona_index = _index("persona_index", persona_index, pairs, len(personas))
+    exemplar_index = _index("exemplar_index", exemplar_index, pairs, num_exemplars)
+
+    leave_out = np.zeros((num_records, num_exemplars)) if leave_out is None else leave_out
+    leave_out = np.asarray(leave_out, bool)
+    _check_shape("leave_out", leave_out, (num_records, num_exemplars))
+    log_weight = np.asarray(log_weight, dtype)
+    _check_shape("log_weight", log_weight, pairs)
+    if np.isnan(log_weight).any() or (log_weight == np.inf).any():
+        raise DataError(
+            "log_weight must be below +inf everywhere and never NaN; -inf marks padding."
+        )
+    log_weight = np.where(np.take_along_axis(leave_out, exemplar_index, 1), -np.inf, log_weight)
+    empty = np.flatnonzero(~(log_weight > -np.inf).any(1))
+    if empty.size:
+        raise DataError(
+            f"Record {empty[0]} (and {empty.size - 1} more) has no candidate component left: all "
+            f"{pairs[1]} listed are padding or left out; every record needs at least one."
+        )
+    weights = np.ones(num_records) if weights is None else weights
+    weights = _finite("weights", weights, dtype, 1)
+    _check_shape("weights", weights, (num_records,))
+    if (weights <= 0).any():
+        raise DataError(f"weights[{int(np.argmax(weights <= 0))}] must be positive.")
+    return MixtureData(
+        contexts,
+        personas,
+        exemplars,
+        leave_out,
+        weights,
+        persona_index,
+        exemplar_index,
+        log_weight.astype(dtype),
+        table,
+        grid,
+        feature_maps or fit_feature_maps(contexts, personas, exemplars, max_features=max_features),
+    )
+
+
+def full_table_data(*, log_likelihood: Array, **arrays: Any) -> MixtureData:
+    """`mixture_data` of a table in which every component was scored.
+
+    Args:
+        log_likelihood: nats per response, [N, K, J] or, on a temperature grid, [N, K, J, G].
+        **arrays: the other arguments of `mixture_data`, less the candidates.
+    """
+    table = np.asarray(log_likelihood)
+    if table.ndim not in (3, 4):
+        raise DataError(f"log_likelihood must be [N, K, J] or [N, K, J, G], not {table.shape}.")
+    num_records, num_personas, num_exemplars = table.shape[:3]
+    pairs = (num_records, num_personas * num_exemplars)
+    persona, exemplar = np.divmod(np.arange(pairs[1]), num_exemplars)
+    return mixture_data(
+        log_likelihood=table.reshape(*pairs, *table.shape[3:]),
+        persona_index=np.broadcast_to(persona, pairs),
+        exemplar_index=np.broadcast_to(exemplar, pairs),
+        log_weight=np.zeros(pairs),
+        **arrays,
+    )
+
+
+def fit_feature_maps(
+    contexts: Array, personas: Array, exemplars: Array, *, max_features: int = 32
+) -> FeatureMaps:
+    """Maps embeddings [·, D] to centred principal coordinates with total variance one.
+
+    Sentence embeddings of one task point nearly the same way (the template dominates), so the mean
+    goes, and the rest is scaled alike for contexts, personas and exemplars; only then does one
+    prior scale mean the same for all. Rotating to principal axes changes nothing about a gate whose
+    weights have an isotropic normal prior, except that directions nobody occupies are dropped (K
+    personas span K − 1) and that a mean-field posterior follows the axes of the data.
+    """
+    return FeatureMaps(*(_principal_map(x, max_features) for x in (contexts, personas, exemplars)))
+
+
+def _principal_map(embeddings: Array, max_features: int) -> FeatureMap:
+    x = np.asarray(embeddings, np.float64)
+    mean = x.mean(0)
+    _, singular, axes = np.linalg.svd(x - mean, full_matrices=False)
+    kept = min(max_features, int((singular > 1e-5 * max(singular.max(initial=0.0), 1e-3)).sum()))
+    if kept == 0:  # all alike: one feature that is zero, so that shapes stay ordinary
+        return FeatureMap(mean.astype(np.float32), np.zeros((x.shape[1], 1), np.float32))
+    axes = axes[:kept]
+    # The sign of a singular vector is arbitrary; its largest entry made positive, it is not.
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
+    scale = np.sqrt((singular**2).sum() / len(x))
+    return FeatureMap(
+        mean.astype(np.float32), (axes * np.sign(largest) / scale).T.astype(np.float32)
+    )
+
+
+def _finite(name: str, values: Array, dtype: Any, ndim: int) -> np.ndarray:
+    array = np.asarray(values, dtype)
+    if array.ndim != ndim or 0 in array.shape:
+        raise DataError(f"{name} must have {ndim} non-empty dimensions, not shape {array.shape}.")
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise DataError(f"{name} is {array[where]} at index {where}; it must be finite.")
+    return array
+
+
+def _index(name: str, values: Array, shape: tuple[int, ...], size: int) -> np.ndarray:
+    array = np.asarray(values)
+    _check_shape(name, array, shape)
+    if not np.issubdtype(array.dtype, np.integer) or (array < 0).any() or (array >= size).any():
+        raise DataError(f"{name} must hold integers from 0 to {size - 1}.")
+    return array.astype(np.int32)
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise DataError(f"{name} has shape {array.shape}; it must be {shape}.")

@@ -1,0 +1,218 @@
+"""The configuration of a run: what `config.yaml` may say, with every default in one place.
+
+Unknown fields are refused by name, so that a misspelt setting cannot be passed over in silence.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mop_jax.errors import DataError
+from mop_jax.prompts import DEFAULT_INSTRUCTION
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PopulationConfig(_Section):
+    """Where the records are and which columns mean what; see `Population.from_file`."""
+
+    path: str
+    context: str | list[str]
+    response: str
+    template: str | None = None
+    id: str | None = None
+    label: str | None = None
+    group: str | None = None
+    weight: str | None = None
+    query: str | None = None
+    limit: int | None = Field(None, ge=2)
+    drop_missing: bool = False
+
+
+class SplitConfig(_Section):
+    """Training and held-out records; see `Population.split`."""
+
+    by: Literal["record", "stratified", "group"] = "record"
+    test_size: int | float = 0.25
+    train_size: int | float | None = None
+
+
+class LanguageModelConfig(_Section):
+    """The frozen language model; see `FlaxLM.from_pretrained`."""
+
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    memory_gib: float = Field(2.0, gt=0)
+
+
+class EncoderConfig(_Section):
+    """The frozen sentence encoder; see `SentenceEncoder.from_pretrained`."""
+
+    path: str
+
+
+class PersonasConfig(_Section):
+    """Personas synthesised from clusters, or read from a file of the user's."""
+
+    num_personas: int = Field(8, ge=1)
+    path: str | None = None
+    records_per_persona: int = Field(8, ge=1)
+    max_new_tokens: int = Field(80, ge=8)
+
+
+class ExemplarsConfig(_Section):
+    """The exemplar pool; see `select_exemplars` and `leave_out_mask`."""
+
+    num_exemplars: int = Field(32, ge=2)
+    allocation: Literal["proportional", "equal"] = "proportional"
+    stratify_labels: bool = True
+    leave_out: Literal["record", "group"] | None = None
+
+
+class PromptConfig(_Section):
+    """How prompts are built; `auto` is the chat form where the model has a chat template."""
+
+    form: Literal["auto", "chat", "plain", "custom"] = "auto"
+    instruction: str = DEFAULT_INSTRUCTION
+    component: str | None = None
+    persona_only: str | None = None
+    zero_shot: str | None = None
+    end: str | None = None
+
+    @model_validator(mode="after")
+    def _custom_is_whole(self) -> PromptConfig:
+        texts = (self.component, self.persona_only, self.zero_shot, self.end)
+        if self.form == "custom" and None in texts:
+            raise ValueError("form custom needs component, persona_only, zero_shot and end")
+        if self.form in ("auto", "chat") and any(texts):
+            raise ValueError("component, persona_only, zero_shot and end belong to form custom")
+        return self
+
+
+class CandidatesConfig(_Section):
+    """Which components are scored for which record (design: `full`, `importance`, …)."""
+
+    method: Literal["importance", "full", "renormalised"] = "importance"
+    num_candidates: int = Field(32, ge=1)
+    uniform_share: float = Field(0.5, gt=0, le=1)
+    similarity_temperature: float = Field(0.2, gt=0)
+    refresh: int = Field(0, ge=0)
+
+
+class TemperatureConfig(_Section):
+    """The grid on which ℓ is scored: inverse temperatures multiple · step."""
+
+    step: float = Field(0.125, gt=0)
+    multiples: list[int] = [13, 12, 11, 10, 9, 8, 7, 6, 5]
+
+
+class ModelConfig(_Section):
+    """Arguments of `mixture_of_personas`; those left out keep the model's defaults."""
+
+    gate_width: int = Field(8, ge=1)
+    prior_scale: float = Field(1.0, gt=0)
+    temperature: bool = True
+    temperature_prior_scale: float = Field(0.3, gt=0)
+    temperature_spread: float = Field(0.1, gt=0)
+    exemplar_context: bool = True
+    exemplars: bool = True
+    uniform_gate: bool = False
+
+
+class InferenceConfig(_Section):
+    """Arguments of `fit_svi` and `posterior_draws`."""
+
+    guide: Literal["AutoNormal", "AutoDelta"] = "AutoNormal"
+    num_steps: int = Field(2000, ge=10)
+    learning_rate: float = Field(0.02, gt=0)
+    batch_size: int | None = Field(None, ge=1)
+    num_particles: int = Field(1, ge=1)
+    num_draws: int = Field(200, ge=1)
+
+
+class EvaluationConfig(_Section):
+    """Held-out evaluation; the candidates are doubled once, to check that they are enough."""
+
+    num_candidates: int = Field(32, ge=2)
+
+
+class SimulationConfig(_Section):
+    """Ancestral sampling for the held-out contexts."""
+
+    num_samples: int = Field(64, ge=1)
+    max_new_tokens: int = Field(96, ge=1)
+    top_p: float = Field(1.0, gt=0, le=1)
+
+
+class RunConfig(_Section):
+    """A whole run."""
+
+    name: str = "run"
+    seed: int = Field(0, ge=0)
+    population: PopulationConfig
+    split: SplitConfig = SplitConfig()
+    language_model: LanguageModelConfig
+    encoder: EncoderConfig
+    personas: PersonasConfig = PersonasConfig()
+    exemplars: ExemplarsConfig = ExemplarsConfig()
+    prompt: PromptConfig = PromptConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    temperatures: TemperatureConfig = TemperatureConfig()
+    model: ModelConfig = ModelConfig()
+    inference: InferenceConfig = InferenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = resources.files("mop_jax.configs")
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
+
+
+def load_config(source: str | Path) -> RunConfig:
+    """Reads a configuration file, or a shipped configuration by name (`demo`, `rotten_tomatoes`).
+
+    Raises:
+        DataError: if there is no such file, it is no YAML, or a field is missing, unknown or
+            wrong; names the field.
+    """
+    text = str(source)
+    if text in shipped_configs():
+        content = (resources.files("mop_jax.configs") / f"{text}.yaml").read_text("utf-8")
+        return parse_config(content, f"{text}.yaml")
+    path = Path(text)
+    try:
+        return parse_config(path.read_text(encoding="utf-8"), text)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{text} was not found; give a YAML file or a shipped configuration "
+            f"({', '.join(shipped_configs())})."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{text} could not be read as UTF-8 text: {error}.") from error
+
+
+def parse_config(content: str, where: str) -> RunConfig:
+    """Turns YAML text into a configuration; see `load_config` for errors."""
+    try:
+        values: Any = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{where} is not valid YAML: {reason}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{where} must hold named sections such as population and language_model.")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise DataError(f"{where}: {field}: {first['msg']}{more}.") from error

@@ -1,0 +1,143 @@
+"""The exemplar pool: J real records, stratified so that every part of the population has a say.
+
+Strata are usually clusters × labels (or groups). Two records with the same normalised text count as
+one, so no text enters the pool twice; and `leave_out_mask` says which exemplars are a record's own
+text, which the language model would only copy (design: leave one out).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from mop_jax.errors import DataError
+from mop_jax.population import Population
+from mop_jax.population_splits import apportion
+
+Allocation = Literal["proportional", "equal"]
+
+
+def select_exemplars(
+    population: Population,
+    strata: Sequence[Hashable] | np.ndarray,
+    num_exemplars: int,
+    *,
+    allocation: Allocation = "proportional",
+    seed: int = 0,
+) -> np.ndarray:
+    """Draws J records at random within strata, no two with the same text.
+
+    Args:
+        population: N records.
+        strata: N values; records with equal values form a stratum. `cross_strata` makes them.
+        num_exemplars: J.
+        allocation: "proportional" to the strata's numbers of distinct texts, by largest remainders;
+            or "equal", where a stratum too small for its share gives all it has and the others
+            share the rest. Ties are settled at random.
+        seed: of the draw.
+
+    Returns:
+        int64 [J], sorted indices into the population.
+
+    Raises:
+        DataError: if there are fewer than J distinct records, or one stratum value per record is
+            not given.
+    """
+    if len(strata) != len(population):
+        raise DataError(f"{len(strata)} strata are given for {len(population)} records.")
+    if num_exemplars < 1:
+        raise DataError(f"num_exemplars is {num_exemplars}; accepted is a positive integer.")
+    rng = np.random.default_rng(seed)
+    # A random one of the records that share a text stands for them all.
+    distinct: dict[str, int] = {}
+    for row in rng.permutation(len(population)).tolist():
+        distinct.setdefault(population.text_keys[row], row)
+    if num_exemplars > len(distinct):
+        raise DataError(
+            f"{num_exemplars} exemplars were asked for, but the population has only "
+            f"{len(distinct)} distinct records."
+        )
+    members: dict[Hashable, list[int]] = {}
+    for row in sorted(distinct.values()):
+        members.setdefault(strata[row], []).append(row)
+    sizes = np.array([len(rows) for rows in members.values()])
+    if allocation == "proportional":
+        places = apportion(sizes, num_exemplars, rng)
+    elif allocation == "equal":
+        places = _equal(sizes, num_exemplars, rng)
+    else:
+        raise DataError(f"allocation is {allocation!r}; accepted are proportional and equal.")
+    drawn = [
+        rng.choice(rows, size=n, replace=False)
+        for rows, n in zip(members.values(), places, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)
+
+
+def cross_strata(
+    clusters: Sequence[int] | np.ndarray, *others: Sequence[Hashable] | None
+) -> list[Hashable]:
+    """Clusters × labels × groups: one tuple per record; an absent factor (None) is passed over.
+
+    Example:
+        >>> cross_strata([0, 0, 1], ["fresh", "rotten", "fresh"], None)
+        [(0, 'fresh'), (0, 'rotten'), (1, 'fresh')]
+    """
+    factors: list[list[Hashable]] = [
+        [int(c) for c in clusters],
+        *(list(f) for f in others if f is not None),
+    ]
+    if len({len(factor) for factor in factors}) != 1:
+        raise DataError("The factors of the strata have different lengths; one value per record.")
+    return list(zip(*factors, strict=True))
+
+
+def leave_out_mask(
+    population_records: Population,
+    exemplar_records: Population,
+    *,
+    by: Literal["record", "group"] = "record",
+) -> np.ndarray:
+    """Which exemplars must not serve which records.
+
+    Args:
+        population_records: N records.
+        exemplar_records: J records.
+        by: "record": those with the same normalised text, so itself and its duplicates; "group":
+            all of the record's own group as well.
+
+    Returns:
+        bool [N, J], True where exemplar j must not serve record i.
+
+    Raises:
+        DataError: by "group", if either side has no groups.
+    """
+    mask = _equal_keys(population_records.text_keys, exemplar_records.text_keys)
+    if by == "group":
+        if population_records.groups is None or exemplar_records.groups is None:
+            raise DataError("Leaving out by group needs groups; name the group column.")
+        mask |= _equal_keys(population_records.groups, exemplar_records.groups)
+    elif by != "record":
+        raise DataError(f"by is {by!r}; accepted are record and group.")
+    return mask
+
+
+def _equal_keys(rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+    codes: dict[str, int] = {}
+    left = np.array([codes.setdefault(key, len(codes)) for key in rows])
+    right = np.array([codes.setdefault(key, len(codes)) for key in columns])
+    return left[:, None] == right[None, :]
+
+
+def _equal(sizes: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
+    places = np.zeros_like(sizes)
+    while (left := total - int(places.sum())) > 0:
+        open_strata = np.flatnonzero(places < sizes)
+        share = left // len(open_strata)
+        if share == 0:
+            places[rng.permutation(open_strata)[:left]] += 1
+        else:
+            places[open_strata] += np.minimum(share, (sizes - places)[open_strata])
+    return places

@@ -1,0 +1,153 @@
+"""The main job as resumable steps on a run folder.
+
+`run` does them all; each step is also a function of its own and first does, or finds done, the
+steps that it needs: personas → score → fit → evaluate → simulate → figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from mop_jax import steps
+from mop_jax.config import RunConfig, load_config
+from mop_jax.report import draw_figures
+from mop_jax.run_folder import RunFolder, fingerprint, read_manifest
+from mop_jax.workspace import Workspace
+
+STEPS = ("personas", "score", "fit", "evaluate", "simulate", "figures")
+
+# The parts of the configuration that a step reads, besides those of the steps before it.
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "personas": (
+        "seed", "population", "split", "language_model", "encoder", "personas", "exemplars",
+    ),
+    "score": ("prompt", "candidates", "temperatures"),
+    "fit": ("model", "inference"),
+    "evaluate": ("evaluation",),
+    "simulate": ("simulation",),
+    "figures": ("name",),
+}  # fmt: skip
+_NEEDS = {
+    "personas": (),
+    "score": ("personas",),
+    "fit": ("score",),
+    "evaluate": ("fit",),
+    "simulate": ("fit",),
+    "figures": ("evaluate", "simulate"),
+}
+_OUTPUTS = {
+    "personas": ("personas.json", "exemplars.parquet", "records.parquet", "embeddings.safetensors"),
+    "score": ("likelihoods/train.parquet",),
+    "fit": (
+        "gate.safetensors",
+        "ablations/mop_no_temperature.safetensors",
+        "ablations/uniform_gate_temperature.safetensors",
+        "posterior.nc",
+        "fit.json",
+    ),
+    "evaluate": ("likelihoods/held_out.parquet", "held_out.parquet", "metrics.json"),
+    "simulate": ("simulated.jsonl",),
+    "figures": (
+        "figures/elbo.png",
+        "figures/persona_weights.png",
+        "figures/exemplar_gate.png",
+        "figures/embedding_map.png",
+        "figures/held_out.png",
+        "figures/candidate_check.png",
+    ),
+}
+
+_WORK: dict[str, Callable[[Workspace], None]] = {
+    "personas": steps.make_personas,
+    "score": steps.score_training,
+    "fit": steps.fit_models,
+    "evaluate": steps.evaluate_held_out,
+    "simulate": steps.simulate_held_out,
+    "figures": draw_figures,
+}
+
+Source = str | Path | RunConfig
+OnStep = Callable[[str, bool], None]
+
+
+def run(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
+    """Does every step that is not done yet, and returns the run folder.
+
+    Args:
+        config: a configuration file, the name of a shipped one (`demo`, `rotten_tomatoes`), a
+            `RunConfig`, or an existing run folder.
+        out: the run folder; `runs/<name>` by default.
+        update: adopt a changed configuration in an existing folder; see `RunFolder`.
+        on_step: called as (step, True) before a step and (step, False) after it.
+
+    Raises:
+        DataError: if the configuration or the data are at fault.
+        FaultError: if a checkpoint, the disk or a computation is.
+    """
+    return _run_until("figures", config, out, update, on_step)
+
+
+def personas(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+    """Splits and embeds the records, synthesises personas and draws the exemplar pool."""
+    return _run_until("personas", config, out, update)
+
+
+def score(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+    """Scores the training records' candidate components."""
+    return _run_until("score", config, out, update)
+
+
+def fit(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+    """Fits the gate and the temperatures, and the ablations that evaluation reports."""
+    return _run_until("fit", config, out, update)
+
+
+def evaluate(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+    """Scores the held-out records and writes `metrics.json`."""
+    return _run_until("evaluate", config, out, update)
+
+
+def simulate(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+    """Simulates responses to the held-out contexts."""
+    return _run_until("simulate", config, out, update)
+
+
+def _run_until(
+    last: str,
+    source: Source,
+    out: str | Path | None,
+    update: bool,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
+    if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
+        out = out or source
+        manifest = read_manifest(Path(source)) or {}
+        config = RunConfig.model_validate(manifest["configuration"])
+    else:
+        config = source if isinstance(source, RunConfig) else load_config(source)
+    folder = RunFolder(out or Path("runs") / config.name, config, update=update)
+    space = Workspace(folder)
+    prints: dict[str, str] = {}
+    needed = _with_needs(last)
+    with folder.locked():
+        for step in STEPS:
+            if step not in needed:
+                continue
+            sections = config.model_dump(mode="json", include=set(_SECTIONS[step]))
+            prints[step] = fingerprint(step, sections, [prints[n] for n in _NEEDS[step]])
+            on_step(step, True)
+            work = _WORK[step]
+            folder.perform(step, prints[step], _OUTPUTS[step], lambda work=work: work(space))
+            on_step(step, False)
+    return folder.path
+
+
+def _with_needs(step: str) -> set[str]:
+    return {step}.union(*(_with_needs(needed) for needed in _NEEDS[step]))

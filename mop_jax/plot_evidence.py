@@ -1,0 +1,355 @@
+"""Figures of evidence: does the fit predict held-out records, does what it simulates look real?
+
+Public names are re-exported by `mop_jax.plots`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import FuncFormatter, NullLocator
+from numpy.typing import ArrayLike
+
+from mop_jax.errors import DataError
+from mop_jax.plot_style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    VERMILLION,
+    as_array,
+    as_names,
+    new_figure,
+    shortened,
+    signed,
+    styled,
+    text_rows,
+)
+
+ELLIPSE_SDS = 2.0
+# Differences further off than this many times the best one are arrows at the edge of the axis.
+FAR = 4.0
+
+
+class GaussianEllipse(NamedTuple):
+    """The points at a Mahalanobis distance of 2 from the mean of a cloud in the plane.
+
+    Attributes:
+        centre: [2].
+        axes: lengths of the two semi-axes, the longer first, [2].
+        angle: of the longer axis, degrees from the first coordinate.
+        covariance: [2, 2].
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+    angle: float
+    covariance: np.ndarray
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """Which of `points` [n, 2] lie inside, [n]; 1 − e⁻² = 86.5 % of a Gaussian cloud do."""
+        offset = points - self.centre
+        # The pseudo-inverse also serves clouds on a line.
+        distance = np.einsum("ni,ij,nj->n", offset, np.linalg.pinv(self.covariance), offset)
+        return distance <= ELLIPSE_SDS**2
+
+
+def gaussian_ellipse(points: np.ndarray) -> GaussianEllipse:
+    """The 2-standard-deviation ellipse of `points` [n, 2], from their covariance; n is at least 2."""
+    covariance = np.cov(points, rowvar=False)
+    values, vectors = np.linalg.eigh(covariance)
+    long = vectors[:, 1]
+    return GaussianEllipse(
+        centre=points.mean(axis=0),
+        axes=ELLIPSE_SDS * np.sqrt(np.maximum(values[::-1], 0.0)),
+        angle=float(np.degrees(np.arctan2(long[1], long[0]))),
+        covariance=covariance,
+    )
+
+
+@styled
+def embedding_map(
+    real: ArrayLike,
+    simulated: ArrayLike,
+    *,
+    real_labels: Sequence[str] | None = None,
+    simulated_labels: Sequence[str] | None = None,
+    max_labels: int = 5,
+) -> Figure:
+    """Real and simulated responses in the plane of the real ones' two main directions.
+
+    Principal components are fitted on the real embeddings alone: simulated responses cannot bend
+    the plane towards themselves. Each cloud has its centre and its 2-standard-deviation ellipse.
+
+    Args:
+        real: embeddings of the real responses [N, D], N at least 3.
+        simulated: embeddings of the simulated responses [M, D].
+        real_labels: a label for each real response [N]; with both, one panel for each label.
+        simulated_labels: a label for each simulated response [M].
+        max_labels: panels for at most this many labels, the commonest among the real.
+
+    Raises:
+        DataError: if a shape does not fit, or only one of the two has labels.
+    """
+    from sklearn.decomposition import PCA  # slow to import, and needed by this figure alone
+
+    real_array = as_array("real", real, "N D")
+    num_real, width = real_array.shape
+    if num_real < 3 or width < 2:
+        raise DataError(
+            f"`real` has shape {[num_real, width]}; accepted: at least 3 records, 2 dimensions."
+        )
+    simulated_array = as_array("simulated", simulated, "M D", D=width)
+    if (real_labels is None) != (simulated_labels is None):
+        raise DataError("`real_labels` and `simulated_labels` go together: give both or neither.")
+    projection = PCA(n_components=2, svd_solver="full").fit(real_array)
+    clouds = (projection.transform(real_array), projection.transform(simulated_array))
+    panels: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = [("All", clouds)]
+    if real_labels is not None and simulated_labels is not None:
+        of_real = as_names("real_labels", real_labels, "real response", num_real)
+        of_simulated = as_names(
+            "simulated_labels", simulated_labels, "simulated response", len(simulated_array)
+        )
+        for label, _ in Counter(sorted(of_real)).most_common(max_labels):
+            masks = (np.array(of_real) == label, np.array(of_simulated) == label)
+            panels.append((label, (clouds[0][masks[0]], clouds[1][masks[1]])))
+    ellipse = gaussian_ellipse(clouds[0])
+    inside = [ellipse.contains(cloud).mean() for cloud in clouds]
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = new_figure(
+        f"{inside[1]:.0%} of simulated responses lie inside the real ones' ellipse, "
+        f"as do {inside[0]:.0%} of the real",
+        "Sentence embeddings on the first two principal components of the real responses. "
+        "Ellipses: 2 standard deviations (86.5 % of a Gaussian cloud); crosses: centres.",
+        body_height=rows * {1: 5.0, 2: 3.9, 3: 2.75}[columns] + 0.3,
+    )
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (label, pair) in zip(grid.flat, panels):
+        axes.set_title(shortened(label, 40))
+        _clouds(axes, pair)
+    shares = projection.explained_variance_ratio_
+    for axes in grid[-1]:
+        axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
+    for axes in grid[:, 0]:
+        axes.set_ylabel(f"component 2 ({shares[1]:.0%} of variance)")
+    return figure
+
+
+def _clouds(axes: Axes, pair: tuple[np.ndarray, np.ndarray]) -> None:
+    axes.set_aspect("equal", adjustable="datalim")
+    names = ("real", "simulated")
+    for place, (name, cloud, colour) in enumerate(zip(names, pair, (BLUE, VERMILLION))):
+        alpha = float(np.clip(6.0 / np.sqrt(max(len(cloud), 1)), 0.12, 0.6))
+        axes.scatter(*cloud.T, s=9, color=colour, alpha=alpha, linewidths=0, label=name)
+        axes.annotate(
+            f"● {name} ({len(cloud):,})",
+            xy=(0.02, 0.985),
+            xycoords="axes fraction",
+            xytext=(0, -11 * place),
+            textcoords="offset points",
+            va="top",
+            color=colour,
+            fontsize=8,
+        )
+        if len(cloud) < 2:
+            continue
+        ellipse = gaussian_ellipse(cloud)
+        axes.add_patch(
+            Ellipse(
+                xy=tuple(ellipse.centre),
+                width=2 * ellipse.axes[0],
+                height=2 * ellipse.axes[1],
+                angle=ellipse.angle,
+                fill=False,
+                edgecolor=colour,
+                linewidth=1.6,
+            )
+        )
+        axes.scatter(*ellipse.centre, marker="P", s=60, color=colour, edgecolors="white", zorder=4)
+
+
+Row = tuple[str, float, float]
+
+
+def _rows(name: str, rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Splits (name, mean, se) rows; refuses anything else."""
+    if not rows or any(len(row) != 3 for row in rows):
+        raise DataError(f"`{name}` must hold at least one row of (name, mean, standard error).")
+    values = as_array(name, [row[1:] for row in rows], "rows 2")
+    if (values[:, 1] < 0).any():
+        raise DataError(f"`{name}` has a negative standard error; accepted: at least 0.")
+    return [str(row[0]) for row in rows], values[:, 0], values[:, 1]
+
+
+@styled
+def held_out_comparison(
+    rows: Sequence[Row], differences: Sequence[Row], note: str = ""
+) -> Figure:
+    """Held-out log-likelihood of each predictor, and what each gains over the uniform mixture.
+
+    Levels differ from record to record far more than predictors do, so the claim is in the paired
+    differences on the right. A difference more than four times the size of the best one is an arrow
+    at the edge of the axis, with its value beside it.
+
+    Args:
+        rows: (name, mean, standard error) of each predictor, nats per record.
+        differences: (name, mean, standard error) of the paired difference to the uniform mixture,
+            nats per record; where every name is one of `rows`, the two panels share their rows.
+        note: a line of small print, such as the result of doubling the candidates.
+
+    Raises:
+        DataError: if there is no row, or a row is not (name, mean, standard error).
+    """
+    names, means, ses = _rows("rows", rows)
+    gain_names, gains, gain_ses = _rows("differences", differences)
+    if len(set(names)) < len(names):
+        raise DataError("`rows` names a predictor twice; accepted: different names.")
+    best = int(np.argmax(gains))
+    better = gains - 2 * gain_ses > 0
+    title = (
+        f"{_spoken(gain_names[best])} gains {gains[best]:.2f} ± {gain_ses[best]:.2f} nats per "
+        "held-out record over the uniform mixture"
+        if better[best]
+        else "No predictor is clearly better than the uniform mixture on held-out records"
+    )
+    shared = set(gain_names) <= set(names)
+    figure = new_figure(
+        title,
+        "Left: mean log-likelihood ± 1 standard error. Right: paired differences ± 2 standard "
+        "errors, blue where the interval lies above zero.",
+        body_height=0.6 + 0.36 * max(len(names), len(gain_names)),
+        note=note,
+    )
+    levels, paired = figure.subplots(1, 2, sharey=shared)
+    text_rows(levels)
+    places = np.arange(len(names))
+    levels.errorbar(means, places, xerr=ses, fmt="o", color=INK, markersize=5, elinewidth=1.2)
+    for place, mean, se in zip(places, means, ses):
+        _beside(levels, mean + se, place, f"{mean:.1f}".replace("-", "−"), INK)
+    levels.set_yticks(places, [_spoken(name) for name in names])
+    levels.set_ylim(len(names) - 0.5, -0.5)
+    levels.set_xlabel("log-likelihood (nats per record)")
+    levels.xaxis.set_major_formatter(FuncFormatter(_plain))
+    levels.margins(x=0.16)
+    if shared:
+        gain_places = np.array([names.index(name) for name in gain_names])
+    else:
+        gain_places = np.arange(len(gain_names))
+        paired.set_yticks(gain_places, [_spoken(name) for name in gain_names])
+        paired.set_ylim(len(gain_names) - 0.5, -0.5)
+    text_rows(paired)
+    _gains(paired, gain_places, gains, gain_ses, better)
+    paired.set_xlabel("difference to the uniform mixture (nats per record)")
+    return figure
+
+
+def _gains(
+    axes: Axes, places: np.ndarray, gains: np.ndarray, ses: np.ndarray, better: np.ndarray
+) -> None:
+    axes.axvline(0.0, color=INK, linewidth=0.9, zorder=1)
+    near = np.abs(gains) <= FAR * max(abs(gains.max()), 2 * ses[int(np.argmax(gains))])
+    low = min(0.0, float((gains - 2 * ses)[near].min()))
+    high = max(0.0, float((gains + 2 * ses)[near].max()))
+    span = (high - low) or 1.0
+    axes.set_xlim(low - (0.45 if not near.all() else 0.08) * span, high + 0.45 * span)
+    for place, gain, se, is_better, is_near in zip(places, gains, ses, better, near):
+        colour = BLUE if is_better else GREY
+        text = f"{signed(gain)} ± {se:.2f}"
+        if is_near:
+            axes.errorbar(
+                gain, place, xerr=2 * se, fmt="o", color=colour, markersize=5, elinewidth=1.4
+            )
+            _beside(axes, max(gain + 2 * se, 0.0), place, text, colour)
+            continue
+        edge = 0.01 if gain < 0 else 0.99
+        axes.plot(
+            edge, place, "<" if gain < 0 else ">", color=colour, transform=axes.get_yaxis_transform()
+        )
+        axes.annotate(
+            text,
+            xy=(edge, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(8 if gain < 0 else -8, 0),
+            textcoords="offset points",
+            ha="left" if gain < 0 else "right",
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
+
+
+def _beside(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+    axes.annotate(
+        text,
+        xy=(x, y),
+        xytext=(6, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+        color=colour,
+    )
+
+
+def _spoken(name: str) -> str:
+    return shortened(name.replace("_", " "), 28)
+
+
+def _plain(value: float, _: object = None) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
+@styled
+def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figure:
+    """Whether enough candidates were scored: the gain over uniform against their number C.
+
+    The importance estimate is a lower bound that tightens with C (its error shrinks as 1/C), so a
+    gain that a doubling no longer moves by its standard error does not depend on C.
+
+    Args:
+        counts: numbers of candidates for each record, increasing, such as C/2, C, 2C; [n], n ≥ 2.
+        means: mop − uniform mixture at each, nats per record [n].
+        ses: their paired standard errors [n].
+
+    Raises:
+        DataError: if the shapes differ, counts do not increase or a standard error is negative.
+    """
+    number = as_array("counts", counts, "n")
+    mean = as_array("means", means, "n", n=len(number))
+    se = as_array("ses", ses, "n", n=len(number))
+    if len(number) < 2 or number[0] <= 0 or (np.diff(number) <= 0).any():
+        raise DataError("`counts` must hold at least two positive numbers in increasing order.")
+    if (se < 0).any():
+        raise DataError("`ses` has a negative standard error; accepted: at least 0.")
+    move = mean[-1] - mean[-2]
+    settled = abs(move) < se[-1]
+    figure = new_figure(
+        f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves by {signed(move, 3)} nats, "
+        f"{'less' if settled else 'not less'} than its standard error of {se[-1]:.3f}",
+        "Mop minus the uniform mixture on held-out records, ± 1 standard error, against the number "
+        "of candidates scored for each record. Band: the last estimate ± 1 standard error.",
+        body_height=2.9,
+    )
+    axes = figure.subplots()
+    colour = BLUE if settled else VERMILLION
+    axes.axhspan(mean[-1] - se[-1], mean[-1] + se[-1], color=FAINT, zorder=0)
+    axes.plot(number, mean, color=colour, linewidth=1.2, alpha=0.5)
+    axes.errorbar(number, mean, yerr=se, fmt="o", color=colour, markersize=6, elinewidth=1.4)
+    for x, y in zip(number, mean):
+        _beside(axes, x, y, signed(y, 3), colour)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(number, [f"{x:g}" for x in number])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.margins(x=0.12, y=0.15)
+    axes.set_xlabel("candidates per record")
+    axes.set_ylabel("mop − uniform (nats per record)")
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    return figure

@@ -1,0 +1,218 @@
+"""The look shared by every figure of a run, and the checks of what is handed to them.
+
+Figures are built with matplotlib's object-oriented interface inside `styled`, which applies one
+fixed style on top of matplotlib's defaults and puts the reader's own settings back afterwards: the
+same arrays give the same picture in a script, a notebook and a test. Sizes are chosen for a README
+column of about 900 pixels.
+"""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from os import PathLike
+from typing import ParamSpec
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mop_jax.atomic import write_bytes
+from mop_jax.errors import DataError
+
+# Okabe and Ito's blue and vermillion: told apart under every common colour blindness, and in print.
+BLUE = "#0072B2"
+VERMILLION = "#D55E00"
+INK = "#222222"
+GREY = "#6E6E6E"
+PALE = "#C9C9C9"
+FAINT = "#F1F1F1"
+
+DPI = 160
+WIDTH = 8.5  # inches: 1,360 pixels, shown at two thirds in a README
+MARGIN = 0.12  # inches
+
+STYLE: dict[str, object] = {
+    "figure.facecolor": "white",
+    "figure.dpi": DPI,
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so it is the same everywhere
+    "font.size": 8.5,
+    "text.color": INK,
+    # Personas and reviews are plain text: a dollar sign is money, not mathematics.
+    "text.parse_math": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 8.5,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.axisbelow": True,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.solid_capstyle": "butt",
+}
+
+P = ParamSpec("P")
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Matplotlib's defaults plus `STYLE` within the block; the reader's settings after it."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE)
+        yield
+
+
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Decorates a function that draws a figure: fixed style, layout settled once and for all."""
+
+    @functools.wraps(plot)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with style():
+            figure = plot(*args, **kwargs)
+            # A constrained layout that ran again at every save could move by a pixel.
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        return figure
+
+    return wrapper
+
+
+def save_figure(path: str | PathLike[str], figure: Figure) -> None:
+    """Writes `figure` to `path` as PNG, atomically; the same figure gives the same bytes.
+
+    Raises:
+        FaultError: if the disk is full.
+    """
+    buffer = BytesIO()
+    with style():
+        # Without the version of matplotlib, which is otherwise written into the file.
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    write_bytes(path, buffer.getvalue())
+
+
+def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "") -> Figure:
+    """A figure of `WIDTH` with its heading set, and the layout engine kept to what is below.
+
+    Args:
+        title: says what is seen.
+        subtitle: says how to read it.
+        body_height: inches for the panels.
+        note: a line of small print under the panels.
+    """
+    title_lines = textwrap.wrap(title, 76)
+    subtitle_lines = textwrap.wrap(subtitle, 124)
+    note_lines = textwrap.wrap(note, 128)
+    title_height = 0.22 * len(title_lines)
+    top = MARGIN + title_height + 0.165 * len(subtitle_lines) + 0.12
+    bottom = MARGIN / 2 + (0.16 * len(note_lines) + 0.06 if note_lines else 0.0)
+    height = top + body_height + bottom
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    side = MARGIN / WIDTH
+    figure.text(
+        side,
+        1 - MARGIN / height,
+        "\n".join(title_lines),
+        fontsize=11.5,
+        fontweight="bold",
+        va="top",
+    )
+    figure.text(
+        side,
+        1 - (MARGIN + title_height + 0.03) / height,
+        "\n".join(subtitle_lines),
+        color=GREY,
+        va="top",
+        linespacing=1.3,
+    )
+    if note_lines:
+        figure.text(
+            side,
+            MARGIN / height,
+            "\n".join(note_lines),
+            color=GREY,
+            fontsize=8,
+            va="bottom",
+            linespacing=1.3,
+        )
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.set(rect=(side, bottom / height, 1 - 2 * side, body_height / height))  # type: ignore[call-arg]
+    return figure
+
+
+def text_rows(axes: Axes) -> None:
+    """Turns the y axis into a list of names: no line, no ticks, faint guides to the data."""
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", color=FAINT, linewidth=0.9)
+
+
+def shortened(text: str, width: int, lines: int = 1) -> str:
+    """`text` wrapped to at most `lines` lines of `width` characters, with an ellipsis if cut."""
+    wrapped = textwrap.wrap(" ".join(text.split()), width, max_lines=lines, placeholder="…")
+    return "\n".join(wrapped)
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number with its sign and a true minus: +0.83, −0.07, 0.00."""
+    rounded = round(value, digits) + 0.0  # −0.0 becomes 0.0
+    return f"{rounded:+.{digits}f}".replace("-", "−") if rounded else f"{0.0:.{digits}f}"
+
+
+def as_array(name: str, values: ArrayLike, dims: str, **sizes: int) -> np.ndarray:
+    """`values` as float64 of the named dimensions, all finite.
+
+    Args:
+        name: what a refusal calls it.
+        values: the array.
+        dims: dimension letters, such as "S K".
+        **sizes: the letters whose size is already known.
+
+    Raises:
+        DataError: if the shape, the type or a value is not as said.
+    """
+    letters = dims.split()
+    known = ", ".join(f"{letter} = {sizes[letter]}" for letter in letters if letter in sizes)
+    accepted = f"[{', '.join(letters)}]" + (f" with {known}" if known else "")
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"`{name}` is not an array of numbers; accepted: {accepted}.") from error
+    fits = array.ndim == len(letters) and all(
+        size == sizes.get(letter, max(size, 1)) for letter, size in zip(letters, array.shape)
+    )
+    if not fits:
+        raise DataError(
+            f"`{name}` has shape {list(array.shape)}; accepted: {accepted}, no dimension empty."
+        )
+    if not np.isfinite(array).all():
+        raise DataError(f"`{name}` holds NaN or infinite values; accepted: finite numbers.")
+    return array
+
+
+def as_names(name: str, values: Sequence[str], letter: str, size: int) -> list[str]:
+    """`values` as a list of `size` strings.
+
+    Raises:
+        DataError: if their number is not `size`.
+    """
+    names = [str(value) for value in values]
+    if len(names) != size:
+        raise DataError(f"`{name}` has {len(names)} entries; accepted: one for each {letter}: {size}.")
+    return names

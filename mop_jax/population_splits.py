@@ -1,0 +1,147 @@
+"""Seeded splits into training and held-out records: by record, stratified, or by group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from mop_jax.errors import DataError
+
+SplitBy = Literal["record", "stratified", "group"]
+
+
+def split_rows(
+    num_records: int,
+    test_size: int | float,
+    *,
+    by: SplitBy,
+    labels: Sequence[str] | None,
+    groups: Sequence[str] | None,
+    seed: int,
+    train_size: int | float | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted row numbers of the training and the test records; see `Population.split`.
+
+    Raises:
+        DataError: if there are too few records, or no labels or groups to split by.
+    """
+    num_test = _part_size("test_size", test_size, num_records)
+    num_train = None if train_size is None else _part_size("train_size", train_size, num_records)
+    if num_test + (num_train or 1) > num_records:
+        raise DataError(
+            f"{num_records} records are too few for {num_test} test and at least "
+            f"{num_train or 1} training records."
+        )
+    rng = np.random.default_rng(seed)
+    if by == "record":
+        order = rng.permutation(num_records)
+        test, rest = order[:num_test], order[num_test:]
+        train = rest[:num_train]
+    elif by == "stratified":
+        if labels is None:
+            raise DataError("A stratified split needs labels; name the label column.")
+        stratum = _codes(labels)
+        test = _stratified(stratum, np.arange(num_records), num_test, rng)
+        train = np.setdiff1d(np.arange(num_records), test)
+        if num_train is not None:
+            train = _stratified(stratum, train, num_train, rng)
+    elif by == "group":
+        if groups is None:
+            raise DataError("A split by group needs groups; name the group column.")
+        train, test = _grouped(_codes(groups), num_test, num_train, rng)
+    else:
+        raise DataError(f"by is {by!r}; accepted are record, stratified and group.")
+    return np.sort(train), np.sort(test)
+
+
+def apportion(
+    sizes: Sequence[int] | np.ndarray, total: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Shares `total` places among strata in proportion to their sizes, by largest remainders.
+
+    Equal remainders are settled at random. No stratum gets more places than its size.
+
+    Args:
+        sizes: int [S], non-negative.
+        total: at most the sum of sizes.
+        rng: settles ties.
+
+    Returns:
+        int64 [S], summing to `total`.
+    """
+    size = np.asarray(sizes, dtype=np.int64)
+    quota = total * size / size.sum()
+    places = np.floor(quota).astype(np.int64)
+    # A remainder that is zero but for rounding must tie with the other zeros.
+    remainder = np.round(quota - places, 9)
+    order = np.lexsort((rng.random(len(size)), -remainder))
+    order = order[places[order] < size[order]]
+    places[order[: total - places.sum()]] += 1
+    return places
+
+
+def _codes(values: Sequence[str]) -> np.ndarray:
+    return np.unique(np.asarray(values, dtype=str), return_inverse=True)[1]
+
+
+def _stratified(
+    stratum: np.ndarray, rows: np.ndarray, size: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Draws `size` of `rows`, from each stratum in proportion to its share of them."""
+    num_strata = int(stratum.max()) + 1
+    places = apportion(np.bincount(stratum[rows], minlength=num_strata), size, rng)
+    members = (rows[stratum[rows] == s] for s in range(num_strata))
+    drawn = [rng.permutation(m)[:n] for m, n in zip(members, places, strict=True)]
+    return np.concatenate(drawn)
+
+
+def _grouped(
+    group: np.ndarray, num_test: int, num_train: int | None, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    sizes = np.bincount(group)
+    if len(sizes) < 2:
+        raise DataError("A split by group needs at least two groups; all records are in one.")
+    order = rng.permutation(len(sizes))
+    if num_train is None:
+        held_out = _groups_that_fit(sizes, order, num_test)
+    else:
+        # Records are being left out anyway, so the test part can be exactly as large as asked.
+        reached = np.cumsum(sizes[order]) >= num_test
+        held_out = order[: int(np.argmax(reached)) + 1]
+    is_test = np.isin(group, held_out)
+    train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
+    if num_train is not None:
+        if num_train > len(train):
+            raise DataError(
+                f"{num_train} training records were asked for, but only {len(train)} of "
+                f"{len(group)} records are left outside the {len(held_out)} groups that "
+                f"{num_test} test records take."
+            )
+        train = rng.choice(train, size=num_train, replace=False)
+        test = rng.choice(test, size=num_test, replace=False)
+    return train, test
+
+
+def _groups_that_fit(sizes: np.ndarray, order: np.ndarray, num_test: int) -> np.ndarray:
+    chosen: list[int] = []
+    room = num_test
+    for candidate in order.tolist():
+        if sizes[candidate] <= room:
+            chosen.append(candidate)
+            room -= int(sizes[candidate])
+    if not chosen:
+        raise DataError(
+            f"The smallest group has {sizes.min()} records, more than the {num_test} test records "
+            "asked for; ask for more, or split by record."
+        )
+    return np.array(chosen)
+
+
+def _part_size(name: str, size: int | float, num_records: int) -> int:
+    if isinstance(size, float) and 0 < size < 1:
+        return max(1, round(size * num_records))
+    if np.isfinite(size) and size == int(size) and size >= 1:
+        return int(size)
+    raise DataError(f"{name} is {size}; accepted is a count from 1 or a fraction between 0 and 1.")

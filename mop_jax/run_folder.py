@@ -1,0 +1,239 @@
+"""The run folder: a manifest, and steps that are either finished or not.
+
+A step's fingerprint covers the parts of the configuration that it reads and the fingerprints of the
+steps before it. A finished step is recorded in `manifest.json` with the hashes of what it wrote; it
+is done again only if its outputs are gone or changed, or an updated configuration concerns it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mop_jax import atomic
+from mop_jax.config import RunConfig
+from mop_jax.errors import DataError, FaultError
+
+_PACKAGES = (
+    "mop-jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpyro",
+    "optax",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+    "numpy",
+    "arviz",
+    "pandas",
+    "scikit-learn",
+)
+FORMAT = "mop-jax run 1"
+
+
+class RunFolder:
+    """A folder with the artefacts of one configuration.
+
+    Attributes:
+        path: the folder.
+        config: its configuration.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], config: RunConfig, *, update: bool = False):
+        """Opens a run folder, or begins one.
+
+        Args:
+            path: the folder.
+            config: the configuration to run.
+            update: adopt `config` even if the folder was made with another one; steps that the
+                difference concerns are done again, scores are kept.
+
+        Raises:
+            DataError: if the folder was made with another configuration and `update` is False, or
+                is no run folder.
+            FaultError: if its manifest is damaged.
+        """
+        self.path = Path(path)
+        self.config = config
+        wanted = config.model_dump(mode="json")
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file; give a folder for the run.")
+        stored = read_manifest(self.path)
+        if stored is None:
+            self._manifest: dict[str, Any] = {
+                "format": FORMAT,
+                "name": config.name,
+                "configuration": wanted,
+                "versions": {},
+                "sources": {},
+                "steps": {},
+            }
+        else:
+            self._manifest = stored
+            different = _first_difference(stored["configuration"], wanted)
+            if different and not update:
+                field, old, new = different
+                raise DataError(
+                    f"{self.path} was made with another configuration: {field} is {old!r} there "
+                    f"and {new!r} here; choose another folder with --out, or adopt the new "
+                    "configuration with --update (scores are kept)."
+                )
+            self._manifest["configuration"] = wanted
+        self._manifest["versions"] = _versions()
+        self._write()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from working in the same folder.
+
+        Raises:
+            DataError: if another process works in it.
+        """
+        with open(self.path / ".lock", "w") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(
+                    f"Another process is working in {self.path}; wait for it or stop it."
+                ) from error
+            yield
+
+    def source(self, name: str, fingerprint: str) -> None:
+        """Records the fingerprint of an input, or refuses one that has changed since.
+
+        Raises:
+            DataError: if the input is not what the run began with.
+        """
+        known = self._manifest["sources"].get(name)
+        if known is not None and known != fingerprint:
+            raise DataError(
+                f"The {name} has changed since {self.path} was made; choose another folder with "
+                "--out."
+            )
+        self._manifest["sources"][name] = fingerprint
+        self._write()
+
+    def is_done(self, step: str, fingerprint: str) -> bool:
+        """Whether a step is finished, its outputs present and unchanged."""
+        entry = self._manifest["steps"].get(step)
+        if not entry or entry["state"] != "done" or entry["fingerprint"] != fingerprint:
+            return False
+        return all(
+            (self.path / name).exists() and file_hash(self.path / name) == digest
+            for name, digest in entry["outputs"].items()
+        )
+
+    def perform(
+        self, step: str, fingerprint: str, outputs: Sequence[str], work: Callable[[], Any]
+    ) -> bool:
+        """Does a step unless it is done already.
+
+        Args:
+            step: its name.
+            fingerprint: of all that it depends on.
+            outputs: files that it writes, relative to the folder.
+            work: does it.
+
+        Returns:
+            Whether there was anything to do.
+        """
+        if self.is_done(step, fingerprint):
+            return False
+        entry = self._manifest["steps"].get(step, {})
+        spent = entry.get("seconds", 0.0) if entry.get("fingerprint") == fingerprint else 0.0
+        self._set(step, {"state": "running", "fingerprint": fingerprint, "seconds": spent})
+        start = time.monotonic()
+        work()
+        for name in outputs:
+            if not (self.path / name).exists():
+                raise FaultError(f"Step {step} ended without writing {self.path / name}.")
+        self._set(
+            step,
+            {
+                "state": "done",
+                "fingerprint": fingerprint,
+                "outputs": {name: file_hash(self.path / name) for name in outputs},
+                "seconds": round(spent + time.monotonic() - start, 2),
+            },
+        )
+        return True
+
+    def _set(self, step: str, entry: dict[str, Any]) -> None:
+        self._manifest["steps"][step] = entry
+        self._write()
+
+    def _write(self) -> None:
+        atomic.write_json(self.path / "manifest.json", self._manifest)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands."""
+        return self._manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of a run folder, or None where there is none yet.
+
+    Raises:
+        DataError: if the folder holds files but no manifest.
+        FaultError: if the manifest is damaged.
+    """
+    file = path / "manifest.json"
+    if not file.exists():
+        others = [p for p in path.iterdir() if not p.name.startswith(".")] if path.exists() else []
+        if others and not (len(others) == 1 and others[0].name == "likelihoods"):
+            raise DataError(
+                f"{path} is not empty and no run folder (it has no manifest.json); choose another "
+                "folder with --out."
+            )
+        return None
+    try:
+        manifest = json.loads(file.read_text("utf-8"))
+        if manifest["format"] == FORMAT and {"configuration", "steps"} <= manifest.keys():
+            return manifest
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        pass
+    raise FaultError(f"{file} is damaged or of another version; choose another folder with --out.")
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 of JSON-able parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _first_difference(old: Any, new: Any, where: str = "") -> tuple[str, Any, Any] | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *(k for k in old if k not in new)]:
+            inner = f"{where}.{key}" if where else key
+            found = _first_difference(old.get(key), new.get(key), inner)
+            if found:
+                return found
+        return None
+    return None if old == new else (where, old, new)

@@ -1,0 +1,375 @@
+"""What each step of a run does; `mop_jax.pipeline` says in which order and when.
+
+Every function reads and writes artefacts of a `Workspace`; none keeps state of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from mop_jax import atomic, progress
+from mop_jax.candidates import (
+    CandidateSet,
+    Proposal,
+    defensive_proposal,
+    full_candidates,
+    gate_proposal,
+    importance_candidates,
+    renormalised_candidates,
+)
+from mop_jax.config import RunConfig
+from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
+from mop_jax.evaluation.held_out import candidate_check, summarise, uniform_over_prompts
+from mop_jax.exemplars import cross_strata, select_exemplars
+from mop_jax.inference import (
+    Posterior,
+    SimulatedResponse,
+    default_optimizer,
+    fit_svi,
+    gate_at,
+    load_posterior,
+    posterior_draws,
+    posterior_predictive_log_prob,
+    save_posterior,
+    simulate,
+    to_inference_data,
+    uniform_log_prob,
+    write_netcdf,
+)
+from mop_jax.models import MixtureData
+from mop_jax.personas import (
+    cluster_records,
+    read_personas,
+    record_texts,
+    synthesise_personas,
+    write_personas,
+)
+from mop_jax.resources import resolve_path
+from mop_jax.workspace import Split, Workspace, write_arrays, write_parquet
+
+# Independent streams of random numbers, one for each use.
+_FIT, _DRAWS, _ABLATION, _HELD_OUT = 1, 2, 3, 4
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "mop_no_temperature": {"temperature": False},
+    "uniform_gate_temperature": {"uniform_gate": True},
+}
+"""Models fitted beside the main one, to say what each part of it earns."""
+
+
+def make_personas(space: Workspace) -> None:
+    config, seed = space.config, space.config.seed
+    train, test = space.read_population()
+    vectors: dict[str, np.ndarray] = {}
+    for side, records in (("train", train), ("test", test)):
+        vectors[f"{side}_context"] = space.encoder.encode(records.contexts)
+        vectors[f"{side}_record"] = space.encoder.encode(record_texts(records))
+    if config.personas.path is not None:
+        made = read_personas(resolve_path(config.personas.path))
+        clusters = cluster_records(vectors["train_record"], len(made), seed).labels
+    else:
+        made, clusters = synthesise_personas(
+            train,
+            vectors["train_record"],
+            space.language_model,
+            config.personas.num_personas,
+            seed=seed,
+            records_per_persona=config.personas.records_per_persona,
+            max_new_tokens=config.personas.max_new_tokens,
+        )
+    labels = train.labels if config.exemplars.stratify_labels else None
+    chosen = select_exemplars(
+        train,
+        cross_strata(clusters, labels),
+        config.exemplars.num_exemplars,
+        allocation=config.exemplars.allocation,
+        seed=seed,
+    )
+    vectors["persona"] = space.encoder.encode([persona.text for persona in made])
+    vectors["exemplar"] = vectors["train_record"][chosen]
+    pool = train.take(chosen).frame.assign(cluster=np.asarray(clusters)[chosen])
+    pool["text_key"] = train.take(chosen).text_keys
+    sides = [
+        train.frame.assign(split="train", cluster=clusters),
+        test.frame.assign(split="test", cluster=-1),
+    ]
+    write_personas(space.path / "personas.json", made)
+    write_parquet(space.path / "exemplars.parquet", pool)
+    write_parquet(space.path / "records.parquet", pd.concat(sides, ignore_index=True))
+    write_arrays(space.path / "embeddings.safetensors", vectors)
+
+
+def candidates_for(
+    space: Workspace,
+    side: Split,
+    num_candidates: int,
+    *,
+    posterior: Posterior | None = None,
+    seed_offset: int = 0,
+) -> CandidateSet:
+    """The candidate components of some records.
+
+    Args:
+        space: the run.
+        side: the records.
+        num_candidates: C.
+        posterior: propose from this gate instead of from embedding similarity.
+        seed_offset: distinguishes independent draws.
+    """
+    section = space.config.candidates
+    leave_out = space.leave_out(side.records)
+    num_personas = len(space.personas)
+    num_exemplars = len(space.exemplars)
+    if section.method == "full" or num_candidates >= num_personas * num_exemplars:
+        return full_candidates(num_personas, num_exemplars, leave_out)
+    proposal: Proposal = defensive_proposal(
+        side.texts,
+        space.component_embeddings[1],
+        num_personas,
+        leave_out,
+        uniform_share=section.uniform_share,
+        temperature=section.similarity_temperature,
+    )
+    if posterior is not None:
+        proposal = gate_proposal(
+            lambda start, stop: _mean_gate(
+                posterior, side.contexts[start:stop], leave_out[start:stop]
+            ),
+            num_personas,
+            leave_out,
+            uniform_share=section.uniform_share,
+        )
+    draw = importance_candidates if section.method == "importance" else renormalised_candidates
+    return draw(
+        proposal,
+        num_candidates,
+        space.config.seed + seed_offset,
+        record_keys=side.records.ids,
+    )
+
+
+def _mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
+    gate = gate_at(posterior, contexts, leave_out=leave_out)
+    total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
+    for draw in range(posterior.num_draws):
+        total += np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
+    return total / posterior.num_draws
+
+
+def training_data(space: Workspace, posterior: Posterior | None = None) -> MixtureData:
+    """The training records as the model sees them; scores what is not scored yet."""
+    side = space.sides["train"]
+    chosen = candidates_for(
+        space, side, space.config.candidates.num_candidates, posterior=posterior
+    )
+    table, log_likelihood = space.score_candidates(side.records, chosen, "Scoring training records")
+    write_parquet(space.path / "likelihoods" / "train.parquet", table)
+    return space.mixture_data(side, chosen, log_likelihood)
+
+
+def score_training(space: Workspace) -> None:
+    training_data(space)
+
+
+def fit_models(space: Workspace) -> None:
+    config = space.config
+    data = training_data(space)
+    main = _fit_model(space, data, _FIT, {})
+    for _ in range(config.candidates.refresh):
+        data = training_data(space, posterior_of(space, main))
+        main = _fit_model(space, data, _FIT, {})
+    posterior = posterior_of(space, main)
+    ablations = {
+        name: _fit_model(space, data, _ABLATION, changes) for name, changes in ABLATIONS.items()
+    }
+    inference_data = to_inference_data(
+        posterior,
+        data,
+        record_ids=space.sides["train"].records.ids,
+        exemplar_ids=space.exemplars.ids,
+        attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
+    )
+    report = {"mop": main.convergence._asdict()}
+    save_posterior(space.path / "gate.safetensors", posterior)
+    for name, ablation in ablations.items():
+        report[name] = ablation.convergence._asdict()
+        save_posterior(ablation_path(space, name), posterior_of(space, ablation))
+    write_netcdf(space.path / "posterior.nc", inference_data)
+    atomic.write_json(space.path / "fit.json", report)
+
+
+def ablation_path(space: Workspace, name: str) -> Path:
+    """Where the posterior of an ablation is kept."""
+    return space.path / "ablations" / f"{name}.safetensors"
+
+
+def _fit_model(space: Workspace, data: MixtureData, stream: int, changes: dict[str, Any]) -> Any:
+    config = space.config
+    arguments: dict[str, Any] = {**config.model.model_dump(), **changes}
+    arguments["distribution"] = mixture_class(config)
+    section = config.inference
+    return fit_svi(
+        jax.random.fold_in(jax.random.key(config.seed), stream),
+        data,
+        model_kwargs=arguments,
+        guide=section.guide,
+        optimizer=default_optimizer(section.num_steps, section.learning_rate),
+        num_steps=section.num_steps,
+        batch_size=section.batch_size,
+        num_particles=section.num_particles,
+    )
+
+
+def mixture_class(config: RunConfig) -> type[PersonaMixture]:
+    """The distribution that belongs to a candidate method."""
+    renormalised = config.candidates.method == "renormalised"
+    return RenormalisedPersonaMixture if renormalised else PersonaMixture
+
+
+def posterior_of(space: Workspace, fitted: Any) -> Posterior:
+    """Posterior draws of a fit."""
+    key = jax.random.fold_in(jax.random.key(space.config.seed), _DRAWS)
+    return posterior_draws(fitted, key, space.config.inference.num_draws)
+
+
+def evaluate_held_out(space: Workspace) -> None:
+    """Writes metrics.json: held-out log-probabilities of every predictor, and their checks."""
+    side = space.sides["test"]
+    posterior = load_posterior(space.path / "gate.safetensors")
+    wanted = space.config.evaluation.num_candidates
+    doubled = candidates_for(space, side, 2 * wanted, seed_offset=_HELD_OUT)
+    table, scores = space.score_candidates(side.records, doubled, "Scoring held-out records")
+    write_parquet(space.path / "likelihoods" / "held_out.parquet", table)
+    maps = posterior.data.feature_maps
+    data_doubled = space.mixture_data(side, doubled, scores, feature_maps=maps)
+    chosen = candidates_for(space, side, wanted, seed_offset=_HELD_OUT)
+    _, chosen_scores = space.score_candidates(side.records, chosen, "Scoring held-out records")
+    data = space.mixture_data(side, chosen, chosen_scores, feature_maps=maps)
+
+    log_probs = _baselines(space, side)
+    log_probs["uniform_mixture"] = uniform_log_prob(data)
+    for name in ABLATIONS:
+        ablation = load_posterior(ablation_path(space, name))
+        log_probs[name] = posterior_predictive_log_prob(ablation, data)
+    log_probs["mop"] = posterior_predictive_log_prob(posterior, data)
+    weights = side.records.weights
+    more = posterior_predictive_log_prob(posterior, data_doubled) - uniform_log_prob(data_doubled)
+    check = candidate_check(
+        (data.log_weight.shape[1], data_doubled.log_weight.shape[1]),
+        (log_probs["mop"] - log_probs["uniform_mixture"], more),
+        weights,
+    )
+    temperature = np.asarray(gate_at(posterior, side.contexts[:1]).temperature)
+    low, high = np.quantile(temperature, [0.03, 0.97], axis=0)
+    write_parquet(
+        space.path / "held_out.parquet",
+        pd.DataFrame({"record": side.records.ids, "weight": weights, **log_probs}),
+    )
+    atomic.write_json(
+        space.path / "metrics.json",
+        {
+            "num_train": len(space.sides["train"].records),
+            "num_held_out": len(side.records),
+            "num_personas": len(space.personas),
+            "num_exemplars": len(space.exemplars),
+            "unit": "nats per record",
+            "held_out": summarise(log_probs, weights),
+            "candidate_check": check,
+            "temperature": {
+                "mean": temperature.mean(axis=0).round(6).tolist(),
+                "interval_94": np.stack([low, high], axis=1).round(6).tolist(),
+            },
+            "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
+        },
+    )
+
+
+def _baselines(space: Workspace, side: Split) -> dict[str, np.ndarray]:
+    """Zero-shot and persona-only log p(y | x) at τ = 1, nats, [N] each."""
+    records, texts = side.records, [persona.text for persona in space.personas]
+    count, num_personas = len(records), len(texts)
+    prompts = [space.prompts.zero_shot(context) for context in records.contexts]
+    prompts += [
+        space.prompts.persona_only(t, context) for context in records.contexts for t in texts
+    ]
+    responses = [space.response_ids(records, i) for i in range(count)]
+    owners = [*range(count), *np.repeat(np.arange(count), num_personas)]
+    scores = space.score(
+        prompts,
+        [responses[i] for i in owners],
+        [records.ids[i] for i in owners],
+        "Scoring baselines",
+    )[:, space.grid.unit_index]
+    personas = scores[count:].reshape(count, num_personas)
+    return {"zero_shot": scores[:count], "persona_only": uniform_over_prompts(personas)}
+
+
+def simulate_held_out(space: Workspace) -> None:
+    """Writes simulated.jsonl: responses to the held-out contexts, with how each came about."""
+    section, side = space.config.simulation, space.sides["test"]
+    posterior = load_posterior(space.path / "gate.safetensors")
+    journal = space.path / ".simulated.partial.jsonl"
+    done = _read_journal(journal)
+    with (
+        progress.task("Simulating responses", total=section.num_samples) as advance,
+        atomic.disk_errors(journal),
+        open(journal, "a", encoding="utf-8") as handle,
+    ):
+        advance(len(done))
+
+        def file(responses: list[SimulatedResponse]) -> None:
+            for response in responses:
+                done[response.sample] = _simulated_row(space, side, response)
+                handle.write(done[response.sample] + "\n")
+            handle.flush()
+            advance(len(responses))
+
+        simulate(
+            posterior,
+            space.language_model,
+            space.prompts,
+            personas=[persona.text for persona in space.personas],
+            exemplars=space.exemplar_texts(),
+            contexts=side.records.contexts,
+            context_embeddings=side.contexts,
+            num_samples=section.num_samples,
+            seed=space.config.seed,
+            leave_out=space.leave_out(side.records),
+            top_p=section.top_p,
+            max_new_tokens=section.max_new_tokens,
+            skip=list(done),
+            on_responses=file,
+        )
+    lines = [done[s] for s in range(section.num_samples)]
+    atomic.write_text(space.path / "simulated.jsonl", "\n".join(lines) + "\n")
+    journal.unlink()
+
+
+def _simulated_row(space: Workspace, side: Split, response: SimulatedResponse) -> str:
+    row = response._asdict()
+    index = row.pop("context_index")
+    row["record"] = side.records.ids[index]
+    if side.records.labels is not None:
+        row["label"] = side.records.labels[index]
+    row["persona_text"] = space.personas[response.persona].text
+    row["exemplar_record"] = space.exemplars.ids[response.exemplar]
+    return json.dumps(row, ensure_ascii=False)
+
+
+def _read_journal(path: Path) -> dict[int, str]:
+    # The last line of a killed run may be cut off; it is simulated again.
+    done: dict[int, str] = {}
+    if path.exists():
+        for line in path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            done[row["sample"]] = line
+    return done

@@ -1,0 +1,280 @@
+"""What the steps of a run share: the loaded models, the records, and reading back artefacts.
+
+Models are loaded when a step first needs them, so that a run whose artefacts are all there never
+loads any.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save
+
+from mop_jax import atomic
+from mop_jax.candidates import CandidateSet
+from mop_jax.config import RunConfig
+from mop_jax.encoder import SentenceEncoder
+from mop_jax.errors import DataError
+from mop_jax.exemplars import leave_out_mask
+from mop_jax.likelihoods import LikelihoodStore, score_missing
+from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.models import MixtureData, mixture_data
+from mop_jax.personas import Persona, read_personas
+from mop_jax.population import Population
+from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
+from mop_jax.run_folder import RunFolder
+
+
+class Split(NamedTuple):
+    """One side of the split, with its embeddings.
+
+    Attributes:
+        records: the population.
+        contexts: h(x), float32 [N, D].
+        texts: h(x, y), float32 [N, D].
+    """
+
+    records: Population
+    contexts: np.ndarray
+    texts: np.ndarray
+
+
+class Workspace:
+    """A run folder with the models and records of its configuration."""
+
+    def __init__(self, folder: RunFolder):
+        """Nothing is loaded yet."""
+        self.folder = folder
+        self.config: RunConfig = folder.config
+        self.path: Path = folder.path
+
+    @cached_property
+    def language_model(self) -> FlaxLM:
+        """The language model; refused if it is not the one that the run began with."""
+        section = self.config.language_model
+        model = FlaxLM.from_pretrained(section.path, section.dtype)
+        self.folder.source("language model", model.fingerprint)
+        return model
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder; refused if it is not the one that the run began with."""
+        encoder = SentenceEncoder.from_pretrained(self.config.encoder.path)
+        self.folder.source("sentence encoder", encoder.fingerprint)
+        return encoder
+
+    @cached_property
+    def grid(self) -> TemperatureGrid:
+        """The temperatures at which pairs are scored."""
+        section = self.config.temperatures
+        return TemperatureGrid(section.step, tuple(section.multiples))
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """Builds prompts for the language model."""
+        section, tokenizer = self.config.prompt, self.language_model.tokenizer
+        template = None
+        if section.form == "chat":
+            template = PromptTemplate.chat(tokenizer)
+        elif section.form == "plain":
+            template = PromptTemplate.plain(section.end or "\n")
+        elif section.form == "custom":
+            template = PromptTemplate(
+                str(section.component),
+                str(section.persona_only),
+                str(section.zero_shot),
+                str(section.end),
+            )
+        return PromptBuilder(tokenizer, template, instruction=section.instruction)
+
+    def read_population(self) -> tuple[Population, Population]:
+        """Reads the source and splits it; refused if the source has changed since."""
+        section, split = self.config.population, self.config.split
+        columns = section.model_dump(exclude={"path"})
+        population = Population.from_file(section.path, seed=self.config.seed, **columns)
+        self.folder.source("population", population.fingerprint)
+        return population.split(
+            split.test_size, by=split.by, seed=self.config.seed, train_size=split.train_size
+        )
+
+    @cached_property
+    def sides(self) -> dict[str, Split]:
+        """Training and held-out records as the personas step wrote them."""
+        frame = pd.read_parquet(self.path / "records.parquet")
+        vectors = load_file(self.path / "embeddings.safetensors")
+        sides = {}
+        for side in ("train", "test"):
+            part = frame[frame["split"] == side]
+            sides[side] = Split(
+                population_of(part), vectors[f"{side}_context"], vectors[f"{side}_record"]
+            )
+        return sides
+
+    @cached_property
+    def personas(self) -> list[Persona]:
+        """The personas."""
+        return read_personas(self.path / "personas.json")
+
+    @cached_property
+    def exemplars(self) -> Population:
+        """The exemplar pool."""
+        return population_of(pd.read_parquet(self.path / "exemplars.parquet"))
+
+    @cached_property
+    def component_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
+        """h(g) [K, D] and h(x_j, y_j) [J, D]."""
+        vectors = load_file(self.path / "embeddings.safetensors")
+        return vectors["persona"], vectors["exemplar"]
+
+    def leave_out(self, records: Population) -> np.ndarray:
+        """Exemplars that must not serve a record, bool [N, J]."""
+        by = self.config.exemplars.leave_out
+        if by is None:
+            # Held-out groups never meet exemplars of their own group, so training must not either.
+            by = "group" if self.config.split.by == "group" else "record"
+        return leave_out_mask(records, self.exemplars, by=by)
+
+    def exemplar_texts(self) -> list[tuple[str, str]]:
+        """(context, response) of each exemplar."""
+        return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
+
+    def store(self) -> LikelihoodStore:
+        """The likelihood store of this language model and grid."""
+        return LikelihoodStore(
+            self.path / "likelihoods", self.language_model.fingerprint, self.grid
+        )
+
+    def score(
+        self,
+        prompts: list[Prompt],
+        responses: list[tuple[int, ...]],
+        names: list[str],
+        description: str,
+    ) -> np.ndarray:
+        """Log-likelihoods float64 [n, G] of pairs, from the store as far as it has them."""
+        with self.store() as store:
+            scores = score_missing(
+                store,
+                self.language_model,
+                prompts,
+                responses,
+                grid=self.grid,
+                names=names,
+                context_window=self.language_model.config.max_position,
+                memory=self.config.language_model.memory_gib * 2**30,
+                description=description,
+            )
+            store.compact()
+        return scores
+
+    def component_jobs(
+        self, records: Population, pairs: np.ndarray
+    ) -> tuple[list[Prompt], list[tuple[int, ...]], list[str]]:
+        """Prompts, responses and record ids of (record, persona, exemplar) triples [M, 3]."""
+        exemplars = self.exemplar_texts()
+        prompts = [
+            self.prompts.component(self.personas[k].text, exemplars[j], records.contexts[i])
+            for i, k, j in pairs
+        ]
+        responses = [self.response_ids(records, i) for i in pairs[:, 0]]
+        return prompts, responses, [records.ids[i] for i in pairs[:, 0]]
+
+    def response_ids(self, records: Population, index: int) -> tuple[int, ...]:
+        """Scored ids of a record's response; errors name the record."""
+        try:
+            return self.prompts.response(records.responses[index])
+        except DataError as error:
+            raise DataError(f"Record {records.ids[index]}: {error}") from error
+
+    def score_candidates(
+        self, records: Population, candidates: CandidateSet, description: str
+    ) -> tuple[pd.DataFrame, np.ndarray]:
+        """Scores a candidate set.
+
+        Returns:
+            A table with a row per scored pair (for likelihoods/*.parquet), and the
+            log-likelihoods float32 [N, C, G]; zero where a candidate is padding.
+        """
+        pairs = candidates.pairs()
+        scores = self.score(*self.component_jobs(records, pairs), description)
+        table = pd.DataFrame(
+            {
+                "record": [records.ids[i] for i in pairs[:, 0]],
+                "persona": pairs[:, 1],
+                "exemplar": pairs[:, 2],
+            }
+        )
+        for g, temperature in enumerate(self.grid.temperatures):
+            table[f"log_likelihood_{temperature:.4f}"] = scores[:, g]
+        return table, spread(candidates, pairs, scores)
+
+    def mixture_data(
+        self, side: Split, candidates: CandidateSet, log_likelihood: np.ndarray, **options: Any
+    ) -> MixtureData:
+        """What a model is fitted to or evaluated on."""
+        persona, exemplar = self.component_embeddings
+        return mixture_data(
+            context_embeddings=side.contexts,
+            persona_embeddings=persona,
+            exemplar_embeddings=exemplar,
+            persona_index=candidates.persona_index,
+            exemplar_index=candidates.exemplar_index,
+            log_weight=candidates.log_weight,
+            log_likelihood=log_likelihood,
+            temperature_grid=self.grid.temperatures,
+            leave_out=self.leave_out(side.records),
+            weights=side.records.weights,
+            **options,
+        )
+
+
+def spread(candidates: CandidateSet, pairs: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Scores [M, G] of sorted pairs [M, 3] as a table float32 [N, C, G] of candidates."""
+    wanted = np.stack(
+        [
+            np.broadcast_to(
+                np.arange(candidates.num_records)[:, None], candidates.persona_index.shape
+            ),
+            candidates.persona_index,
+            candidates.exemplar_index,
+        ],
+        axis=-1,
+    )
+    row_of = {tuple(pair): row for row, pair in enumerate(pairs.tolist())}
+    table = np.zeros((*candidates.persona_index.shape, scores.shape[1]), np.float32)
+    for i, c in np.argwhere(candidates.log_weight > -np.inf):
+        table[i, c] = scores[row_of[tuple(wanted[i, c].tolist())]]
+    return table
+
+
+def population_of(frame: pd.DataFrame) -> Population:
+    """A population from a table that `Population.frame` made."""
+
+    def column(name: str) -> list[str] | None:
+        return frame[name].astype(str).tolist() if name in frame else None
+
+    return Population(
+        ids=frame["id"].astype(str).tolist(),
+        contexts=frame["context"].tolist(),
+        responses=frame["response"].tolist(),
+        labels=column("label"),
+        groups=column("group"),
+        weights=frame["weight"].to_numpy(float),
+    )
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table atomically."""
+    with atomic.replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes named arrays as safetensors, atomically."""
+    content = {name: np.ascontiguousarray(a, np.float32) for name, a in sorted(arrays.items())}
+    atomic.write_bytes(path, save(content))

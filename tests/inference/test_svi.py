@@ -1,0 +1,158 @@
+"""SVI: against grids and NUTS, deterministic, honest about convergence and about failure."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.scipy.special import logsumexp
+
+from mop_jax.candidates import importance_candidates
+from mop_jax.errors import DataError, FaultError
+from mop_jax.inference import (
+    convergence_report,
+    fit_nuts,
+    fit_svi,
+    gate_at,
+    posterior_draws,
+)
+from mop_jax.models import full_table_data, mixture_data
+from mop_jax.temperature import interpolate
+
+
+@pytest.fixture(scope="module")
+def one_temperature(make_data):
+    """One persona, a fixed gate: the posterior of log τ is one-dimensional, so a grid is exact."""
+    grid = np.array([0.7, 0.9, 1.2, 1.6])
+    peak = np.random.default_rng(0).normal(0.1, 0.1, (30, 1, 3))
+    table = -30 - 8 * (np.log(grid) - peak[..., None]) ** 2
+    data = make_data(num_records=30, num_personas=1, num_exemplars=3, log_likelihood=table)
+    data = data._replace(
+        leave_out=np.zeros((30, 3), bool), log_weight=np.zeros((30, 3), np.float32)
+    )
+
+    log_temperature = np.linspace(-0.6, 0.7, 2001)
+    with jax.enable_x64(True):
+        curves = interpolate(table[:, 0, :, None], np.exp(log_temperature), grid)
+        log_likelihood = np.asarray(logsumexp(curves, axis=1).sum(0))
+    prior_variance = 0.3**2 + 0.1**2  # the mean's and the spread's defaults, the mean summed out
+    log_posterior = log_likelihood - log_temperature**2 / (2 * prior_variance)
+    density = np.exp(log_posterior - log_posterior.max())
+    density /= density.sum()
+    mean = (density * log_temperature).sum()
+    return data, mean, np.sqrt((density * (log_temperature - mean) ** 2).sum())
+
+
+def test_temperature_posterior_equals_a_grid(one_temperature):
+    """Mean-field is nearly exact here; NUTS is, up to Monte Carlo error.
+
+    NUTS: 500 draws of effective size above 100, so its mean misses by 0.5 sd less than once in a
+    million seeds (fixed).
+    """
+    data, mean, standard_deviation = one_temperature
+    kwargs = {"uniform_gate": True}
+    fit = fit_svi(jax.random.key(0), data, model_kwargs=kwargs, num_steps=1500, progress=False)
+    draws = posterior_draws(fit, jax.random.key(1), 4000).samples["log_temperature"]
+    assert abs(draws.mean() - mean) < 0.25 * standard_deviation
+    assert 0.7 < draws.std() / standard_deviation < 1.15
+    assert abs(mean) > standard_deviation  # the data moved it, so the test can fail
+
+    posterior, _ = fit_nuts(
+        jax.random.key(2), data, model_kwargs=kwargs, num_warmup=300, progress=False
+    )
+    draws = posterior.samples["log_temperature"]
+    assert abs(draws.mean() - mean) < 0.5 * standard_deviation
+    assert 0.7 < draws.std() / standard_deviation < 1.4
+
+
+def test_candidates_lead_to_the_full_table_posterior_as_they_grow(rt_table):
+    """MAP gates of the real table, from C importance candidates and from all 48 components."""
+    rng = np.random.default_rng(0)
+    embeddings = {k: rt_table[k] for k in rt_table if k.endswith("_embeddings")}
+    table = rt_table["log_likelihood"]
+    kwargs = {"temperature": False, "gate_width": 4}
+
+    def map_gate(data):
+        fit = fit_svi(
+            jax.random.key(0),
+            data,
+            model_kwargs=kwargs,
+            guide="AutoDelta",
+            optimizer=optax.adam(0.05),
+            num_steps=200,
+            progress=False,
+        )
+        gate = gate_at(posterior_draws(fit, jax.random.key(1), 1), embeddings["context_embeddings"])
+        joint = gate.persona_log_probs[..., None] + gate.exemplar_log_probs()
+        return np.exp(np.asarray(joint)[0])
+
+    full = map_gate(full_table_data(log_likelihood=table, **embeddings))
+    proposal = rng.gamma(2.0, size=table.shape)
+    proposal /= proposal.sum((1, 2), keepdims=True)
+    distance = []
+    for num_candidates in (6, 384):
+        chosen = importance_candidates(proposal, num_candidates, seed=1)
+        pairs = (np.arange(160)[:, None], chosen.persona_index, chosen.exemplar_index)
+        sampled = mixture_data(
+            log_likelihood=table[pairs],
+            persona_index=chosen.persona_index,
+            exemplar_index=chosen.exemplar_index,
+            log_weight=chosen.log_weight,
+            **embeddings,
+        )
+        distance.append(np.abs(map_gate(sampled) - full).sum((1, 2)).mean() / 2)
+    uniform = np.abs(1 / 48 - full).sum((1, 2)).mean() / 2
+    # Total variation distance, per record: a few candidates mislead, many agree with the whole.
+    assert distance[1] < 0.2 * uniform
+    assert distance[1] < 0.4 * distance[0], distance
+
+
+def test_same_key_same_fit(make_data):
+    data = make_data()
+    # The gate is left out because it takes long to compile.
+    kwargs = {"num_steps": 30, "batch_size": 4, "model_kwargs": {"uniform_gate": True}}
+    kwargs["progress"] = False
+    first, again = (fit_svi(jax.random.key(3), data, **kwargs) for _ in range(2))
+    assert (first.losses == again.losses).all()
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert len(set(first.losses.tolist())) == 30
+    assert not first.convergence.converged
+
+
+def test_a_loss_that_blows_up_is_named(make_data):
+    with pytest.raises(FaultError, match=r"The loss is .* at step \d+ of 20"):
+        fit_svi(
+            jax.random.key(0),
+            make_data(),
+            guide="AutoDelta",
+            optimizer=optax.sgd(1e20),
+            num_steps=20,
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"num_steps": 0}, {"batch_size": 0}, {"guide": "AutoMagic"}],
+    ids=lambda b: next(iter(b)),
+)
+def test_unusable_settings_are_refused(make_data, bad):
+    with pytest.raises(DataError, match=next(iter(bad)).split("_")[0]):
+        fit_svi(jax.random.key(0), make_data(), progress=False, **bad)
+
+
+def test_convergence_is_claimed_only_when_it_is_sure():
+    rng = np.random.default_rng(0)
+    steps = np.arange(2000)
+    flat = 100 + 5 * np.exp(-steps / 50)
+    quiet = rng.normal(0, 0.05, 2000)
+    report = convergence_report((flat + quiet) * 10, total_weight=10)
+    assert report.converged
+    np.testing.assert_allclose(report.final_loss, 100, atol=0.01)
+    falling = convergence_report(100 - 0.001 * steps + quiet, 1)
+    assert not falling.converged
+    assert "Still improving" in falling.reason
+    np.testing.assert_allclose(falling.improvement, 0.5, atol=0.01)
+    noisy = convergence_report(flat + rng.normal(0, 5, 2000), 1)
+    assert not noisy.converged
+    assert "Too noisy" in noisy.reason
+    assert not convergence_report(np.zeros(40), 1).converged
