@@ -38,17 +38,21 @@ def posterior_predictive_log_prob(
     return np.asarray(logsumexp(log_probs, axis=0) - np.log(len(log_probs)))
 
 
-def uniform_log_prob(data: MixtureData) -> np.ndarray:
+UNIFORM = {"uniform_gate": True, "temperature": False}
+"""The model arguments of the uniform mixture at τ = 1."""
+
+
+def uniform_log_prob(
+    data: MixtureData, *, distribution: type[PersonaMixture] = PersonaMixture
+) -> np.ndarray:
     """Log p(y_i | x_i) of the uniform mixture at τ = 1 over the allowed components, nats, [N].
 
     The baseline of every claim: the same components, candidates and weights, but nothing learned.
+    With renormalised candidates pass `distribution=RenormalisedPersonaMixture`, as to the model.
     """
-    nothing = make_posterior({}, data, mixture_of_personas, UNIFORM)
+    kwargs = {**UNIFORM, "distribution": distribution}
+    nothing = make_posterior({}, data, mixture_of_personas, kwargs)
     return np.asarray(log_likelihood_draws(nothing, data)[0])
-
-
-UNIFORM = {"uniform_gate": True, "temperature": False}
-"""The model arguments of the uniform mixture at τ = 1."""
 
 
 def responsibilities(

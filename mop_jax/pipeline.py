@@ -7,6 +7,7 @@ steps that it needs: personas → score → fit → evaluate → simulate → fi
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mop_jax import steps
@@ -55,6 +56,7 @@ _OUTPUTS = {
         "figures/embedding_map.png",
         "figures/held_out.png",
         "figures/candidate_check.png",
+        "figures/candidate_check.json",
     ),
 }
 
@@ -94,29 +96,59 @@ def run(
     return _run_until("figures", config, out, update, on_step)
 
 
-def personas(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+def personas(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
     """Splits and embeds the records, synthesises personas and draws the exemplar pool."""
-    return _run_until("personas", config, out, update)
+    return _run_until("personas", config, out, update, on_step)
 
 
-def score(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+def score(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
     """Scores the training records' candidate components."""
-    return _run_until("score", config, out, update)
+    return _run_until("score", config, out, update, on_step)
 
 
-def fit(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+def fit(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
     """Fits the gate and the temperatures, and the ablations that evaluation reports."""
-    return _run_until("fit", config, out, update)
+    return _run_until("fit", config, out, update, on_step)
 
 
-def evaluate(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+def evaluate(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
     """Scores the held-out records and writes `metrics.json`."""
-    return _run_until("evaluate", config, out, update)
+    return _run_until("evaluate", config, out, update, on_step)
 
 
-def simulate(config: Source, out: str | Path | None = None, *, update: bool = False) -> Path:
+def simulate(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
     """Simulates responses to the held-out contexts."""
-    return _run_until("simulate", config, out, update)
+    return _run_until("simulate", config, out, update, on_step)
 
 
 def _run_until(
@@ -143,8 +175,7 @@ def _run_until(
             sections = config.model_dump(mode="json", include=set(_SECTIONS[step]))
             prints[step] = fingerprint(step, sections, [prints[n] for n in _NEEDS[step]])
             on_step(step, True)
-            work = _WORK[step]
-            folder.perform(step, prints[step], _OUTPUTS[step], lambda work=work: work(space))
+            folder.perform(step, prints[step], _OUTPUTS[step], partial(_WORK[step], space))
             on_step(step, False)
     return folder.path
 

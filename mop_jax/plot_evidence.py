@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
@@ -33,35 +33,37 @@ from mop_jax.plot_style import (
 )
 
 ELLIPSE_SDS = 2.0
+MIN_POINTS = 3  # two always lie on a line
 # Differences further off than this many times the best one are arrows at the edge of the axis.
 FAR = 4.0
 
 
 class GaussianEllipse(NamedTuple):
-    """The points at a Mahalanobis distance of 2 from the mean of a cloud in the plane.
+    """The points at a Mahalanobis distance of 2 from the mean of a cloud in the plane."""
 
-    Attributes:
-        centre: [2].
-        axes: lengths of the two semi-axes, the longer first, [2].
-        angle: of the longer axis, degrees from the first coordinate.
-        covariance: [2, 2].
-    """
+    centre: np.ndarray  # [2]
+    axes: np.ndarray  # lengths of the two semi-axes, the longer first, [2]
+    angle: float  # of the longer axis, degrees from the first coordinate
+    covariance: np.ndarray  # [2, 2]
 
-    centre: np.ndarray
-    axes: np.ndarray
-    angle: float
-    covariance: np.ndarray
+    def box(self) -> np.ndarray:
+        """Lower left and upper right corner of the box around it, [2, 2]."""
+        reach = ELLIPSE_SDS * np.sqrt(np.diag(self.covariance))
+        return np.stack([self.centre - reach, self.centre + reach])
 
-    def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of `points` [n, 2] lie inside, [n]; 1 − e⁻² = 86.5 % of a Gaussian cloud do."""
+    def distance(self, points: np.ndarray) -> np.ndarray:
+        """Mahalanobis distance of `points` [n, 2] from the centre, standard deviations [n].
+
+        1 − e⁻² = 86.5 % of a Gaussian cloud lie within 2, which is inside the ellipse.
+        """
         offset = points - self.centre
         # The pseudo-inverse also serves clouds on a line.
-        distance = np.einsum("ni,ij,nj->n", offset, np.linalg.pinv(self.covariance), offset)
-        return distance <= ELLIPSE_SDS**2
+        inverse = np.linalg.pinv(self.covariance)
+        return np.sqrt(np.einsum("ni,ij,nj->n", offset, inverse, offset))
 
 
 def gaussian_ellipse(points: np.ndarray) -> GaussianEllipse:
-    """The 2-standard-deviation ellipse of `points` [n, 2], from their covariance; n is at least 2."""
+    """The 2-standard-deviation ellipse of `points` [n, 2], n ≥ 3, from their covariance."""
     covariance = np.cov(points, rowvar=False)
     values, vectors = np.linalg.eigh(covariance)
     long = vectors[:, 1]
@@ -86,6 +88,8 @@ def embedding_map(
 
     Principal components are fitted on the real embeddings alone: simulated responses cannot bend
     the plane towards themselves. Each cloud has its centre and its 2-standard-deviation ellipse.
+    The title compares the two ellipses' areas and says how far the simulated centre lies from the
+    real one, in standard deviations of the real cloud in that direction (Mahalanobis).
 
     Args:
         real: embeddings of the real responses [N, D], N at least 3.
@@ -101,10 +105,12 @@ def embedding_map(
 
     real_array = as_array("real", real, "N D")
     num_real, width = real_array.shape
-    if num_real < 3 or width < 2:
+    if num_real < MIN_POINTS or width < 2:
         raise DataError(
             f"`real` has shape {[num_real, width]}; accepted: at least 3 records, 2 dimensions."
         )
+    if not np.ptp(real_array, axis=0).any():
+        raise DataError("`real` holds one embedding only; accepted: at least two different ones.")
     simulated_array = as_array("simulated", simulated, "M D", D=width)
     if (real_labels is None) != (simulated_labels is None):
         raise DataError("`real_labels` and `simulated_labels` go together: give both or neither.")
@@ -119,37 +125,72 @@ def embedding_map(
         for label, _ in Counter(sorted(of_real)).most_common(max_labels):
             masks = (np.array(of_real) == label, np.array(of_simulated) == label)
             panels.append((label, (clouds[0][masks[0]], clouds[1][masks[1]])))
-    ellipse = gaussian_ellipse(clouds[0])
-    inside = [ellipse.contains(cloud).mean() for cloud in clouds]
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
+    panel_height = {1: 4.8, 2: 3.6, 3: 2.6}[columns]
     figure = new_figure(
-        f"{inside[1]:.0%} of simulated responses lie inside the real ones' ellipse, "
-        f"as do {inside[0]:.0%} of the real",
-        "Sentence embeddings on the first two principal components of the real responses. "
-        "Ellipses: 2 standard deviations (86.5 % of a Gaussian cloud); crosses: centres.",
-        body_height=rows * {1: 5.0, 2: 3.9, 3: 2.75}[columns] + 0.3,
+        _likeness(clouds),
+        "Sentence embeddings on the first two principal components of the real responses.\n"
+        "Ellipses: 2 sd, which hold 86.5% of a Gaussian cloud; crosses: centres.",
+        body_height=rows * (panel_height + 0.25) + 0.35,
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes, (label, pair) in zip(grid.flat, panels):
-        axes.set_title(shortened(label, 40))
+        if len(panels) > 1:
+            axes.set_title(shortened(label, 40))
         _clouds(axes, pair)
     shares = projection.explained_variance_ratio_
     for axes in grid[-1]:
         axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
     for axes in grid[:, 0]:
         axes.set_ylabel(f"component 2 ({shares[1]:.0%} of variance)")
+    # Only a first layout tells the shape that the panels get: fill it at one scale for x and y.
+    figure.draw_without_rendering()
+    box = grid[0, 0].get_window_extent()
+    drawn = [cloud for _, pair in panels for cloud in pair]
+    boxes = [gaussian_ellipse(cloud).box() for cloud in drawn if len(cloud) >= MIN_POINTS]
+    limits = _equal_limits(np.concatenate([*clouds, *boxes]), box.width / box.height)
+    for axes in grid.flat:
+        axes.set(xlim=limits[0], ylim=limits[1], aspect="equal")
     return figure
 
 
+def _likeness(clouds: tuple[np.ndarray, np.ndarray]) -> str:
+    """How far apart the centres are and how much of the spread is there, in one line.
+
+    Not the share of simulated responses inside the real ellipse: that rewards a collapsed cloud.
+    """
+    real = gaussian_ellipse(clouds[0])
+    if len(clouds[1]) < MIN_POINTS or real.axes.min() <= 1e-9 * real.axes.max():
+        return "Real and simulated responses in embedding space"
+    simulated = gaussian_ellipse(clouds[1])
+    area = float(np.prod(simulated.axes / real.axes))
+    off = float(real.distance(simulated.centre[None])[0])
+    return (
+        f"The simulated ellipse has {area:.2f} times the real one's area, "
+        f"its centre {off:.2f} sd away"
+    )
+
+
+def _equal_limits(points: np.ndarray, shape: float) -> list[tuple[float, float]]:
+    """Limits that hold `points` [n, 2] at one scale in a panel `shape` times as wide as high."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    high[1] += 0.13 * (high[1] - low[1])  # room for the names
+    scale = max((high[0] - low[0]) / shape, high[1] - low[1], 1e-9)
+    half = 0.55 * scale * np.array([shape, 1.0])
+    middle = (low + high) / 2
+    return [(float(m - h), float(m + h)) for m, h in zip(middle, half)]
+
+
 def _clouds(axes: Axes, pair: tuple[np.ndarray, np.ndarray]) -> None:
-    axes.set_aspect("equal", adjustable="datalim")
     names = ("real", "simulated")
     for place, (name, cloud, colour) in enumerate(zip(names, pair, (BLUE, VERMILLION))):
-        alpha = float(np.clip(6.0 / np.sqrt(max(len(cloud), 1)), 0.12, 0.6))
-        axes.scatter(*cloud.T, s=9, color=colour, alpha=alpha, linewidths=0, label=name)
+        alpha = float(np.clip(8.0 / np.sqrt(max(len(cloud), 1)), 0.15, 0.6))
+        axes.scatter(
+            cloud[:, 0], cloud[:, 1], s=9, color=colour, alpha=alpha, linewidths=0, label=name
+        )
         axes.annotate(
             f"● {name} ({len(cloud):,})",
             xy=(0.02, 0.985),
@@ -160,7 +201,7 @@ def _clouds(axes: Axes, pair: tuple[np.ndarray, np.ndarray]) -> None:
             color=colour,
             fontsize=8,
         )
-        if len(cloud) < 2:
+        if len(cloud) < MIN_POINTS:
             continue
         ellipse = gaussian_ellipse(cloud)
         axes.add_patch(
@@ -174,7 +215,8 @@ def _clouds(axes: Axes, pair: tuple[np.ndarray, np.ndarray]) -> None:
                 linewidth=1.6,
             )
         )
-        axes.scatter(*ellipse.centre, marker="P", s=60, color=colour, edgecolors="white", zorder=4)
+        x, y = ellipse.centre
+        axes.scatter(x, y, marker="P", s=60, color=colour, edgecolors="white", zorder=4)
 
 
 Row = tuple[str, float, float]
@@ -191,9 +233,7 @@ def _rows(name: str, rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.nda
 
 
 @styled
-def held_out_comparison(
-    rows: Sequence[Row], differences: Sequence[Row], note: str = ""
-) -> Figure:
+def held_out_comparison(rows: Sequence[Row], differences: Sequence[Row], note: str = "") -> Figure:
     """Held-out log-likelihood of each predictor, and what each gains over the uniform mixture.
 
     Levels differ from record to record far more than predictors do, so the claim is in the paired
@@ -215,6 +255,7 @@ def held_out_comparison(
         raise DataError("`rows` names a predictor twice; accepted: different names.")
     best = int(np.argmax(gains))
     better = gains - 2 * gain_ses > 0
+    near = np.abs(gains) <= FAR * max(abs(gains[best]), 2 * gain_ses[best])
     title = (
         f"{_spoken(gain_names[best])} gains {gains[best]:.2f} ± {gain_ses[best]:.2f} nats per "
         "held-out record over the uniform mixture"
@@ -224,8 +265,9 @@ def held_out_comparison(
     shared = set(gain_names) <= set(names)
     figure = new_figure(
         title,
-        "Left: mean log-likelihood ± 1 standard error. Right: paired differences ± 2 standard "
-        "errors, blue where the interval lies above zero.",
+        "Left: mean log-likelihood, bars ± 1 standard error. Right: paired differences, bars ± 2, "
+        "blue if above zero.\nNumbers: mean ± 1 standard error."
+        + ("" if near.all() else " Arrows: beyond the axis."),
         body_height=0.6 + 0.36 * max(len(names), len(gain_names)),
         note=note,
     )
@@ -233,13 +275,12 @@ def held_out_comparison(
     text_rows(levels)
     places = np.arange(len(names))
     levels.errorbar(means, places, xerr=ses, fmt="o", color=INK, markersize=5, elinewidth=1.2)
-    for place, mean, se in zip(places, means, ses):
-        _beside(levels, mean + se, place, f"{mean:.1f}".replace("-", "−"), INK)
+    for place, (mean, se) in enumerate(zip(means, ses)):
+        _at_right(levels, place, f"{mean:.1f} ± {se:.1f}".replace("-", "−"), INK)
     levels.set_yticks(places, [_spoken(name) for name in names])
     levels.set_ylim(len(names) - 0.5, -0.5)
     levels.set_xlabel("log-likelihood (nats per record)")
-    levels.xaxis.set_major_formatter(FuncFormatter(_plain))
-    levels.margins(x=0.16)
+    levels.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if shared:
         gain_places = np.array([names.index(name) for name in gain_names])
     else:
@@ -247,51 +288,46 @@ def held_out_comparison(
         paired.set_yticks(gain_places, [_spoken(name) for name in gain_names])
         paired.set_ylim(len(gain_names) - 0.5, -0.5)
     text_rows(paired)
-    _gains(paired, gain_places, gains, gain_ses, better)
-    paired.set_xlabel("difference to the uniform mixture (nats per record)")
+    _gains(paired, gain_places, gains, gain_ses, better, near)
+    paired.set_xlabel("difference to uniform (nats per record)")
     return figure
 
 
 def _gains(
-    axes: Axes, places: np.ndarray, gains: np.ndarray, ses: np.ndarray, better: np.ndarray
+    axes: Axes,
+    places: np.ndarray,
+    gains: np.ndarray,
+    ses: np.ndarray,
+    better: np.ndarray,
+    near: np.ndarray,
 ) -> None:
     axes.axvline(0.0, color=INK, linewidth=0.9, zorder=1)
-    near = np.abs(gains) <= FAR * max(abs(gains.max()), 2 * ses[int(np.argmax(gains))])
     low = min(0.0, float((gains - 2 * ses)[near].min()))
     high = max(0.0, float((gains + 2 * ses)[near].max()))
     span = (high - low) or 1.0
-    axes.set_xlim(low - (0.45 if not near.all() else 0.08) * span, high + 0.45 * span)
+    # Arrows stand in a margin of their own.
+    left, right = ((gains[~near] < 0).any(), (gains[~near] > 0).any())
+    axes.set_xlim(low - (0.06 + 0.1 * left) * span, high + (0.06 + 0.1 * right) * span)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     for place, gain, se, is_better, is_near in zip(places, gains, ses, better, near):
         colour = BLUE if is_better else GREY
-        text = f"{signed(gain)} ± {se:.2f}"
+        _at_right(axes, place, f"{signed(gain)} ± {se:.2f}", colour)
         if is_near:
             axes.errorbar(
                 gain, place, xerr=2 * se, fmt="o", color=colour, markersize=5, elinewidth=1.4
             )
-            _beside(axes, max(gain + 2 * se, 0.0), place, text, colour)
-            continue
-        edge = 0.01 if gain < 0 else 0.99
-        axes.plot(
-            edge, place, "<" if gain < 0 else ">", color=colour, transform=axes.get_yaxis_transform()
-        )
-        axes.annotate(
-            text,
-            xy=(edge, place),
-            xycoords=("axes fraction", "data"),
-            xytext=(8 if gain < 0 else -8, 0),
-            textcoords="offset points",
-            ha="left" if gain < 0 else "right",
-            va="center",
-            fontsize=8,
-            color=colour,
-        )
+        else:
+            edge, marker = (0.015, "<") if gain < 0 else (0.985, ">")
+            axes.plot(edge, place, marker, color=colour, transform=axes.get_yaxis_transform())
 
 
-def _beside(axes: Axes, x: float, y: float, text: str, colour: str) -> None:
+def _at_right(axes: Axes, place: float, text: str, colour: str) -> None:
+    """A value in a column of its own, where it cannot collide with a mark."""
     axes.annotate(
         text,
-        xy=(x, y),
-        xytext=(6, 0),
+        xy=(1.0, place),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
         textcoords="offset points",
         va="center",
         fontsize=8,
@@ -303,16 +339,13 @@ def _spoken(name: str) -> str:
     return shortened(name.replace("_", " "), 28)
 
 
-def _plain(value: float, _: object = None) -> str:
-    return f"{value:g}".replace("-", "−")
-
-
 @styled
 def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figure:
     """Whether enough candidates were scored: the gain over uniform against their number C.
 
-    The importance estimate is a lower bound that tightens with C (its error shrinks as 1/C), so a
-    gain that a doubling no longer moves by its standard error does not depend on C.
+    The logarithm of an importance estimate is low by about 1/C on average, by different amounts for
+    the two predictors; a gain that doubling C moves by less than its standard error does not hang
+    on C.
 
     Args:
         counts: numbers of candidates for each record, increasing, such as C/2, C, 2C; [n], n ≥ 2.
@@ -331,25 +364,36 @@ def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figu
         raise DataError("`ses` has a negative standard error; accepted: at least 0.")
     move = mean[-1] - mean[-2]
     settled = abs(move) < se[-1]
+    verdict = (
+        "Settled: the last move is less than one standard error."
+        if settled
+        else "Not settled: the last move is at least one standard error; score more candidates."
+    )
     figure = new_figure(
-        f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves by {signed(move, 3)} nats, "
-        f"{'less' if settled else 'not less'} than its standard error of {se[-1]:.3f}",
-        "Mop minus the uniform mixture on held-out records, ± 1 standard error, against the number "
-        "of candidates scored for each record. Band: the last estimate ± 1 standard error.",
-        body_height=2.9,
+        f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves {signed(move, 3)} nats; "
+        f"its standard error is {se[-1]:.3f}",
+        "Mop minus the uniform mixture on held-out records, ± 1 standard error, by the number of "
+        f"candidates scored.\n{verdict} Band: the last estimate ± 1 standard error.",
+        body_height=2.7,
     )
     axes = figure.subplots()
     colour = BLUE if settled else VERMILLION
     axes.axhspan(mean[-1] - se[-1], mean[-1] + se[-1], color=FAINT, zorder=0)
     axes.plot(number, mean, color=colour, linewidth=1.2, alpha=0.5)
     axes.errorbar(number, mean, yerr=se, fmt="o", color=colour, markersize=6, elinewidth=1.4)
-    for x, y in zip(number, mean):
-        _beside(axes, x, y, signed(y, 3), colour)
+    for x, y, error in zip(number, mean, se):
+        axes.annotate(
+            signed(y, 3),
+            xy=(x, y + error),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            color=colour,
+        )
     axes.set_xscale("log", base=2)
     axes.set_xticks(number, [f"{x:g}" for x in number])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel("candidates per record")
     axes.set_ylabel("mop − uniform (nats per record)")
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
     return figure

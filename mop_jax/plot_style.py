@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from os import PathLike
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
@@ -37,7 +37,7 @@ DPI = 160
 WIDTH = 8.5  # inches: 1,360 pixels, shown at two thirds in a README
 MARGIN = 0.12  # inches
 
-STYLE: dict[str, object] = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": DPI,
     "font.family": ["DejaVu Sans"],  # comes with matplotlib, so it is the same everywhere
@@ -55,6 +55,7 @@ STYLE: dict[str, object] = {
     "axes.titlelocation": "left",
     "axes.titlecolor": INK,
     "axes.axisbelow": True,
+    "axes.formatter.useoffset": False,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
@@ -111,16 +112,16 @@ def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "")
 
     Args:
         title: says what is seen.
-        subtitle: says how to read it.
+        subtitle: says how to read it; a line break starts a new line.
         body_height: inches for the panels.
         note: a line of small print under the panels.
     """
-    title_lines = textwrap.wrap(title, 76)
-    subtitle_lines = textwrap.wrap(subtitle, 124)
-    note_lines = textwrap.wrap(note, 128)
+    title_lines = _balanced(title, 84)
+    subtitle_lines = [line for part in subtitle.splitlines() for line in _balanced(part, 130)]
+    note_lines = _balanced(note, 138)
     title_height = 0.22 * len(title_lines)
     top = MARGIN + title_height + 0.165 * len(subtitle_lines) + 0.12
-    bottom = MARGIN / 2 + (0.16 * len(note_lines) + 0.06 if note_lines else 0.0)
+    bottom = MARGIN / 2 + (0.16 * len(note_lines) + 0.14 if note_lines else 0.0)
     height = top + body_height + bottom
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     side = MARGIN / WIDTH
@@ -152,8 +153,17 @@ def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "")
         )
     engine = figure.get_layout_engine()
     assert engine is not None
-    engine.set(rect=(side, bottom / height, 1 - 2 * side, body_height / height))  # type: ignore[call-arg]
+    engine.set(rect=(side, bottom / height, 1 - 2 * side, body_height / height), wspace=0.03)  # type: ignore[call-arg]
     return figure
+
+
+def _balanced(text: str, width: int) -> list[str]:
+    """Lines of at most `width` characters, as few as can be and then as even as can be."""
+    lines = textwrap.wrap(text, width)
+    if len(lines) < 2:
+        return lines
+    widths = range(len(text) // len(lines), width + 1)
+    return next(even for w in widths if len(even := textwrap.wrap(text, w)) == len(lines))
 
 
 def text_rows(axes: Axes) -> None:
@@ -165,8 +175,13 @@ def text_rows(axes: Axes) -> None:
 
 def shortened(text: str, width: int, lines: int = 1) -> str:
     """`text` wrapped to at most `lines` lines of `width` characters, with an ellipsis if cut."""
-    wrapped = textwrap.wrap(" ".join(text.split()), width, max_lines=lines, placeholder="…")
-    return "\n".join(wrapped)
+    wrapped = textwrap.wrap(" ".join(text.split()), width)
+    if len(wrapped) <= lines:
+        return "\n".join(wrapped)
+    last = wrapped[lines - 1]
+    if len(last) == width:  # make room for the ellipsis, between two words if there are two
+        last = last[: width - 1].rsplit(" ", 1)[0]
+    return "\n".join([*wrapped[: lines - 1], last.rstrip(" ,;:.(") + "…"])
 
 
 def signed(value: float, digits: int = 2) -> str:
@@ -214,5 +229,7 @@ def as_names(name: str, values: Sequence[str], letter: str, size: int) -> list[s
     """
     names = [str(value) for value in values]
     if len(names) != size:
-        raise DataError(f"`{name}` has {len(names)} entries; accepted: one for each {letter}: {size}.")
+        raise DataError(
+            f"`{name}` has {len(names)} entries; accepted: one for each {letter}: {size}."
+        )
     return names

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
@@ -81,9 +81,9 @@ def elbo_trace(
 ) -> Figure:
     """The negative ELBO of every step: the whole run, and its last half enlarged.
 
-    The left axis is cut above the 95th percentile, so that the first steps, which are far above all
-    others, do not flatten the rest; the figure says where they started. The right panel shows the
-    means of the last two quarters, on which convergence is judged.
+    Where the first steps lie far above all others, the left axis is cut above the 95th percentile,
+    so that they do not flatten the rest; the figure says where they started. The right panel shows
+    the means of the last two quarters, on which convergence is judged.
 
     Args:
         losses: negative ELBO of every step [num_steps], in `unit`.
@@ -104,7 +104,7 @@ def elbo_trace(
     verdict = "The fit settled" if converged else "The fit had not settled"
     figure = new_figure(
         f"{verdict} within {num_steps:,} steps",
-        f"{reason} Pale: each step; dark: smoothed.",
+        f"{reason}\nPale: each step; dark: smoothed; black: means of the last two quarters.",
         body_height=3.0,
     )
     whole, end = figure.subplots(1, 2, width_ratios=(1.0, 1.0))
@@ -121,19 +121,23 @@ def elbo_trace(
     whole.set_title("All steps")
     end.set_title("Last half, enlarged")
     low, high = _limits(raw, 0.0, 0.95)
+    if raw.max() - low < 2 * (high - low):  # nothing to cut
+        low, high = _limits(raw, 0.0, 1.0)
     whole.set_ylim(low, high)
     if raw[0] > high:
         whole.annotate(
-            f"starts at {_thousands(raw[0])}",
-            xy=(0.035, 1.0),
-            xytext=(0.07, 0.985),
+            f"first step: {_thousands(raw[0])} ↑",
+            xy=(0.94, 0.97),
             xycoords="axes fraction",
             color=GREY,
+            fontsize=8,
+            ha="right",
             va="top",
         )
     whole.axvspan(steps[half], num_steps, color=FAINT, zorder=0)
     # The noise of single steps is worth seeing, its rare spikes are not.
-    end.set_ylim(*_limits(raw[half:], 0.005, 0.995))
+    low, high = _limits(raw[half:], 0.005, 0.995)
+    end.set_ylim(low, high + 0.2 * (high - low))  # room for the two labels
     _quarter_means(end, steps, raw)
     return figure
 
@@ -164,7 +168,7 @@ def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
             va="top",
             color=INK,
             fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2.5},
         )
 
 
@@ -196,7 +200,8 @@ def persona_weights(
     Example:
         >>> import numpy as np
         >>> weights = np.random.default_rng(0).dirichlet([30, 20, 10], size=200)
-        >>> figure = persona_weights(weights, ["warm", "dry", "blunt"], population_label="9 reviews")
+        >>> names = ["warm", "dry", "blunt"]
+        >>> figure = persona_weights(weights, names, population_label="9 reviews")
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['warm', 'dry', 'blunt']
     """
@@ -216,8 +221,8 @@ def persona_weights(
     order = np.argsort(-mean, kind="stable")[:max_personas]
     uniform = 1.0 / num_personas
     how = (
-        "Point: posterior mean; thick and thin: equal-tailed 50 % and 94 % intervals. "
-        "Blue where the 94 % interval excludes the dashed reference."
+        "Point: posterior mean; thick and thin: equal-tailed 50% and 94% intervals.\n"
+        "Blue where the 94% interval excludes the dashed reference."
         if num_draws > 1
         else "Point estimates (a single draw): no intervals."
     )
@@ -233,12 +238,16 @@ def persona_weights(
         body_height=0.55 + len(order) * (0.42 if len(order) <= 16 else 0.24),
     )
     panels = figure.subplots(
-        1, 1 if taus is None else 2, sharey=True, squeeze=False, width_ratios=(3, 2)[: 1 + (taus is not None)]
+        1,
+        1 if taus is None else 2,
+        sharey=True,
+        squeeze=False,
+        width_ratios=(3, 2)[: 1 + (taus is not None)],
     )[0]
     _interval_rows(panels[0], draws[:, order], reference=uniform, reference_label="uniform 1/K")
     panels[0].set_xlabel("mean weight over the records")
     panels[0].set_xlim(left=0)
-    panels[0].xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panels[0].xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     lines = 2 if len(order) <= 16 else 1
     panels[0].set_yticks(
         range(len(order)), [shortened(labels[k], 40 if lines == 2 else 48, lines) for k in order]
@@ -249,7 +258,9 @@ def persona_weights(
     return figure
 
 
-def _interval_rows(axes: Axes, draws: np.ndarray, *, reference: float, reference_label: str) -> None:
+def _interval_rows(
+    axes: Axes, draws: np.ndarray, *, reference: float, reference_label: str
+) -> None:
     """One row for each column of `draws` [S, rows], the first on top."""
     rows = np.arange(draws.shape[1])
     outer = np.quantile(draws, INTERVAL, axis=0)
@@ -258,8 +269,8 @@ def _interval_rows(axes: Axes, draws: np.ndarray, *, reference: float, reference
     colours = np.where(excludes, BLUE, GREY).tolist()
     text_rows(axes)
     axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    axes.hlines(rows, *outer, colors=colours, linewidth=1.1, label="94 %")
-    axes.hlines(rows, *inner, colors=colours, linewidth=3.6, label="50 %")
+    axes.hlines(rows, outer[0], outer[1], colors=colours, linewidth=1.1, label="94%")
+    axes.hlines(rows, inner[0], inner[1], colors=colours, linewidth=3.6, label="50%")
     axes.scatter(
         draws.mean(axis=0), rows, s=30, c=colours, edgecolors="white", linewidths=0.9, zorder=3
     )
@@ -359,10 +370,12 @@ def omega_heatmap(
         rotation=90,
         fontsize=7,
     )
-    bar = figure.colorbar(mesh, ax=list(panels), aspect=40, pad=0.015, fraction=0.03, extend="both")
+    beyond = (bool((shown < -limit).any()), bool((shown > limit).any()))
+    extend = {(0, 0): "neither", (1, 0): "min", (0, 1): "max", (1, 1): "both"}[beyond]
+    bar = figure.colorbar(mesh, ax=list(panels), aspect=40, pad=0.015, fraction=0.03, extend=extend)
     bar.set_label("times the uniform share (log scale)")
-    bar.locator = MaxNLocator(nbins=8, steps=[1, 2, 5, 10])
-    bar.formatter = FuncFormatter(lambda value, _: f"{2**value:.2g}×")
+    bar.locator = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=limit >= 1)
+    bar.formatter = FuncFormatter(lambda value, _: f"{2**value:.3g}×")
     bar.update_ticks()
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure

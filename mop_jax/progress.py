@@ -39,7 +39,7 @@ def task(description: str, total: int) -> Iterator[Callable[[int], None]]:
     console = Console(stderr=True)
     forced = _forced.get()
     if not (console.is_terminal if forced is None else forced) or total == 0:
-        yield lambda amount=1: None
+        yield _nothing
         return
     columns = (
         TextColumn("[progress.description]{task.description:<28}"),
@@ -51,4 +51,12 @@ def task(description: str, total: int) -> Iterator[Callable[[int], None]]:
     )
     with Progress(*columns, console=console) as bar:
         handle = bar.add_task(description, total=total)
-        yield lambda amount=1: bar.advance(handle, amount)
+
+        def advance(amount: int) -> None:
+            bar.advance(handle, amount)
+
+        yield advance
+
+
+def _nothing(amount: int) -> None:
+    """Advances no bar."""

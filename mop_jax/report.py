@@ -1,10 +1,167 @@
-"""The figures and the table of a run, from its artefacts alone."""
+"""The figures and the table of a run, from its artefacts; of the models only the encoder runs."""
 
 from __future__ import annotations
 
-from mop_jax.workspace import Workspace
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from mop_jax import atomic, plot_evidence, plots
+from mop_jax.errors import FaultError
+from mop_jax.inference import Posterior, gate_at, load_posterior
+from mop_jax.personas import record_texts
+from mop_jax.plot_style import save_figure
+from mop_jax.workspace import Workspace, population_of
+
+# Predictors in the order in which each adds something to the one before.
+NAMES = {
+    "zero_shot": "zero-shot",
+    "persona_only": "personas, no exemplar",
+    "uniform_mixture": "uniform mixture",
+    "uniform_gate_temperature": "uniform gate, learned τ",
+    "mop_no_temperature": "learned gate, τ = 1",
+    "mop": "mixture of personas",
+}
 
 
 def draw_figures(space: Workspace) -> None:
-    """Draws figures/*.png."""
-    raise SystemExit
+    """Draws figures/*.png from what the other steps wrote."""
+    folder = space.path / "figures"
+    posterior = load_posterior(space.path / "gate.safetensors")
+    metrics = read_metrics(space.path)
+    fit = metrics["fit"]["mop"]
+    save_figure(
+        folder / "elbo.png",
+        plots.elbo_trace(posterior.losses, converged=fit["converged"], reason=fit["reason"]),
+    )
+    _gate_figures(space, posterior, folder)
+    _embedding_map(space, folder)
+    _evidence_figures(metrics, folder)
+
+
+def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
+    train = space.sides["train"]
+    gate = gate_at(posterior, train.contexts)
+    weights = train.records.weights / train.records.weights.sum()
+    shares = np.einsum("n,snk->sk", weights, np.exp(np.asarray(gate.persona_log_probs)))
+    names = [persona.text for persona in space.personas]
+    save_figure(
+        folder / "persona_weights.png",
+        plots.persona_weights(
+            shares,
+            names,
+            population_label=f"{len(train.records)} training records",
+            temperatures=np.asarray(gate.temperature),
+        ),
+    )
+    # A few personas, those that speak most, before a few held-out contexts spread over the side.
+    test = space.sides["test"]
+    shown = np.argsort(-shares.mean(axis=0))[:3]
+    rows = np.unique(np.linspace(0, len(test.records) - 1, 6).astype(int))
+    omega = np.exp(np.asarray(gate_at(posterior, test.contexts[rows]).exemplar_log_probs()))
+    omega = omega.mean(axis=0)
+    save_figure(
+        folder / "exemplar_gate.png",
+        plots.omega_heatmap(
+            omega[:, shown].transpose(1, 0, 2),
+            [names[k] for k in shown],
+            [test.records.contexts[i] for i in rows],
+            space.exemplars.responses,
+        ),
+    )
+
+
+def _embedding_map(space: Workspace, folder: Path) -> None:
+    test = space.sides["test"]
+    lines = (space.path / "simulated.jsonl").read_text("utf-8").splitlines()
+    simulated = [json.loads(line) for line in lines]
+    frame = test.records.frame.iloc[[row["sample"] % len(test.records) for row in simulated]]
+    # An empty response has no sentence to embed: its context alone stands for it.
+    responses = [row["text"] or "…" for row in simulated]
+    records = population_of(
+        frame.assign(response=responses, id=[str(row["sample"]) for row in simulated])
+    )
+    labels = test.records.labels
+    save_figure(
+        folder / "embedding_map.png",
+        plot_evidence.embedding_map(
+            test.texts,
+            space.encoder.encode(record_texts(records)),
+            real_labels=labels,
+            simulated_labels=None if labels is None else records.labels,
+        ),
+    )
+
+
+def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
+    held_out, check = metrics["held_out"], metrics["candidate_check"]
+
+    def row(name: str, key: str) -> tuple[str, float, float]:
+        return NAMES[name], held_out[key]["mean"], held_out[key]["se"]
+
+    differences = [
+        row(name, f"{name}_minus_uniform") for name in NAMES if name != "uniform_mixture"
+    ]
+    save_figure(
+        folder / "held_out.png",
+        plot_evidence.held_out_comparison(
+            [row(name, name) for name in NAMES], differences, check_sentence(check)
+        ),
+    )
+    both = (check["mop_minus_uniform"], check["mop_minus_uniform_doubled"])
+    # Where every component is scored there is nothing to double, and one point says so.
+    points = both if check["doubled"] > check["candidates"] else both[:1]
+    counts = [check["candidates"], check["doubled"]][: len(points)]
+    figure = plot_evidence.candidate_check(
+        counts, [value["mean"] for value in points], [value["se"] for value in points]
+    )
+    save_figure(folder / "candidate_check.png", figure)
+    atomic.write_json(folder / "candidate_check.json", {"sentence": check_sentence(check), **check})
+
+
+def check_sentence(check: dict[str, Any]) -> str:
+    """The candidate check in a sentence."""
+    if check["doubled"] == check["candidates"]:
+        return f"All {check['candidates']} components are scored: the sums are exact."
+    verdict = "less" if check["passed"] else "NOT less"
+    return (
+        f"Doubling the candidates ({check['candidates']} → {check['doubled']}) moves mop − uniform "
+        f"by {check['moved']:+.3f}, {verdict} than its standard error "
+        f"{check['mop_minus_uniform']['se']:.3f}."
+    )
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A run's metrics.json."""
+    try:
+        return json.loads((path / "metrics.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise FaultError(f"{path / 'metrics.json'} could not be read: {error}") from error
+
+
+def results_table(path: Path, console: Console) -> None:
+    """Prints the held-out results of a finished run, and where its artefacts are."""
+    metrics = read_metrics(path)
+    held_out = metrics["held_out"]
+    table = Table(
+        title=f"Held-out log p(response | context), {metrics['num_held_out']} records",
+        caption=check_sentence(metrics["candidate_check"]),
+    )
+    table.add_column("predictor")
+    table.add_column("nats per record", justify="right")
+    table.add_column("minus uniform mixture", justify="right")
+    for name, label in NAMES.items():
+        level = held_out[name]
+        difference = held_out.get(f"{name}_minus_uniform")
+        table.add_row(
+            label,
+            f"{level['mean']:.2f} ± {level['se']:.2f}",
+            "" if difference is None else f"{difference['mean']:+.2f} ± {difference['se']:.2f}",
+        )
+    console.print(table)
+    for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "gate.safetensors", "figures"):
+        console.print(f"  {path / name}", highlight=False, soft_wrap=True)

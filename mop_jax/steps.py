@@ -54,7 +54,7 @@ from mop_jax.resources import resolve_path
 from mop_jax.workspace import Split, Workspace, write_arrays, write_parquet
 
 # Independent streams of random numbers, one for each use.
-_FIT, _DRAWS, _ABLATION, _HELD_OUT = 1, 2, 3, 4
+_FIT, _DRAWS, _ABLATION, _HELD_OUT, _REFRESH = 1, 2, 3, 1_000_003, 2_000_003
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "mop_no_temperature": {"temperature": False},
@@ -162,11 +162,24 @@ def _mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray
     return total / posterior.num_draws
 
 
-def training_data(space: Workspace, posterior: Posterior | None = None) -> MixtureData:
-    """The training records as the model sees them; scores what is not scored yet."""
+def training_data(
+    space: Workspace, posterior: Posterior | None = None, *, refresh: int = 0
+) -> MixtureData:
+    """The training records as the model sees them; scores what is not scored yet.
+
+    Args:
+        space: the run.
+        posterior: proposes candidates from its gate; from embedding similarity without one.
+        refresh: number of the round of refreshed candidates; each round has draws of its own, since
+            the gate that proposes was fitted on those of the round before.
+    """
     side = space.sides["train"]
     chosen = candidates_for(
-        space, side, space.config.candidates.num_candidates, posterior=posterior
+        space,
+        side,
+        space.config.candidates.num_candidates,
+        posterior=posterior,
+        seed_offset=_REFRESH * refresh,
     )
     table, log_likelihood = space.score_candidates(side.records, chosen, "Scoring training records")
     write_parquet(space.path / "likelihoods" / "train.parquet", table)
@@ -181,8 +194,8 @@ def fit_models(space: Workspace) -> None:
     config = space.config
     data = training_data(space)
     main = _fit_model(space, data, _FIT, {})
-    for _ in range(config.candidates.refresh):
-        data = training_data(space, posterior_of(space, main))
+    for number in range(1, config.candidates.refresh + 1):
+        data = training_data(space, posterior_of(space, main), refresh=number)
         main = _fit_model(space, data, _FIT, {})
     posterior = posterior_of(space, main)
     ablations = {
@@ -253,13 +266,15 @@ def evaluate_held_out(space: Workspace) -> None:
     data = space.mixture_data(side, chosen, chosen_scores, feature_maps=maps)
 
     log_probs = _baselines(space, side)
-    log_probs["uniform_mixture"] = uniform_log_prob(data)
+    kind = mixture_class(space.config)
+    log_probs["uniform_mixture"] = uniform_log_prob(data, distribution=kind)
     for name in ABLATIONS:
         ablation = load_posterior(ablation_path(space, name))
         log_probs[name] = posterior_predictive_log_prob(ablation, data)
     log_probs["mop"] = posterior_predictive_log_prob(posterior, data)
     weights = side.records.weights
-    more = posterior_predictive_log_prob(posterior, data_doubled) - uniform_log_prob(data_doubled)
+    more = posterior_predictive_log_prob(posterior, data_doubled)
+    more = more - uniform_log_prob(data_doubled, distribution=kind)
     check = candidate_check(
         (data.log_weight.shape[1], data_doubled.log_weight.shape[1]),
         (log_probs["mop"] - log_probs["uniform_mixture"], more),

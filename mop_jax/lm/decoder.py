@@ -211,13 +211,16 @@ class Decoder(nnx.Module):
         graph, stacked = nnx.split(self.layers)
 
         def run_layer(x_btd, layer):
-            state, keys, values = layer
-            if rows_b is not None:
-                keys, values = keys[rows_b], values[rows_b]
-            return nnx.merge(graph, state)(x_btd, (keys, values), rotation, mask)
+            state, index = layer
+            # The cache is indexed here rather than scanned over: scanning would copy every row of
+            # a pool, layer by layer, where the batch needs a few.
+            at = (index,) if rows_b is None else (index, rows_b)
+            cached = (cache.keys[at], cache.values[at])
+            return nnx.merge(graph, state)(x_btd, cached, rotation, mask)
 
         x_btd = self.embed_tokens.embedding[...][tokens_bt]
-        x_btd, (keys, values) = jax.lax.scan(run_layer, x_btd, (stacked, cache.keys, cache.values))
+        layers = (stacked, jnp.arange(self.config.num_layers))
+        x_btd, (keys, values) = jax.lax.scan(run_layer, x_btd, layers)
         return self.norm(x_btd), KVCache(keys, values, lengths_b)
 
     def logits(self, hidden: Array) -> Array:

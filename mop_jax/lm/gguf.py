@@ -8,6 +8,7 @@ order that the decoder rotates.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ class GGUFFile:
         for tensor in self._reader.tensors:
             if tensor.name in _CONSTANTS:
                 continue
-            yield self._hugging_face_name(tensor.name), lambda tensor=tensor: self._read(tensor)
+            yield self._hugging_face_name(tensor.name), partial(self._read, tensor)
 
     def _hugging_face_name(self, name: str) -> str:
         parts = name.split(".")

@@ -24,6 +24,7 @@ from mop_jax.lm.decoder import Decoder, KVCache
 from mop_jax.lm.scoring import (
     DEFAULT_MEMORY,
     OUT_OF_RANGE,
+    append,
     by_backend,
     pad,
     prefix_pools,
@@ -69,19 +70,6 @@ def start_slots(graph, state, pool, tokens, lengths, rows, *, num_slots: int):
     cache = KVCache(jnp.pad(prefix.keys, widths), jnp.pad(prefix.values, widths), prefix.lengths)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return append(cache, new), last
-
-
-def append(cache: KVCache, new: KVCache) -> KVCache:
-    """Puts each row's new keys and values behind those it has."""
-    batch, length = new.keys.shape[1:3]
-    steps = jnp.arange(length)
-    slots = jnp.where(steps < new.lengths[:, None], cache.lengths[:, None] + steps, OUT_OF_RANGE)
-    rows = jnp.arange(batch)[:, None]
-    return KVCache(
-        cache.keys.at[:, rows, slots].set(new.keys, mode="drop"),
-        cache.values.at[:, rows, slots].set(new.values, mode="drop"),
-        cache.lengths + new.lengths,
-    )
 
 
 @partial(jax.jit, static_argnames=("graph", "truncated", "max_new_tokens"))

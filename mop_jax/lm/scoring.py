@@ -83,25 +83,39 @@ def run_suffixes(graph, state, pool: KVCache, tokens: Array, lengths: Array, row
     return hidden
 
 
-@partial(jax.jit, static_argnames="graph", donate_argnames="pool")
-def grow_pool(
-    graph, state, pool: KVCache, tokens: Array, lengths: Array, parents: Array, rows: Array
+@partial(jax.jit, static_argnames="graph")
+def run_segments(
+    graph, state, pool: KVCache, tokens: Array, lengths: Array, parents: Array
 ) -> KVCache:
-    """Writes the prefixes (parent row, then `tokens`) into `rows` of the pool."""
+    """Whole prefixes [L, B, S, K, E]: each parent row of the pool, continued by `tokens`."""
     _, new = nnx.merge(graph, state).extend(pool, tokens, lengths, parents)
-    offsets = pool.lengths[parents]
-    steps = jnp.arange(tokens.shape[1])
-    # Padding is sent out of range, where `drop` discards it.
-    slots = jnp.where(steps < lengths[:, None], offsets[:, None] + steps, jnp.iinfo(jnp.int32).max)
+    parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
+    return append(parent, new)
 
-    def place(cached: Array, added: Array) -> Array:
-        cached = cached.at[:, rows].set(cached[:, parents], mode="drop")
-        return cached.at[:, rows[:, None], slots].set(added, mode="drop")
 
+# A step of its own that only writes: XLA then updates the donated pool in place, where a program
+# that also reads it copies the whole of it first.
+@partial(jax.jit, donate_argnames="pool")
+def place_rows(pool: KVCache, prefixes: KVCache, rows: Array) -> KVCache:
+    """Puts prefixes into `rows` of the pool."""
     return KVCache(
-        place(pool.keys, new.keys),
-        place(pool.values, new.values),
-        pool.lengths.at[rows].set(offsets + lengths, mode="drop"),
+        pool.keys.at[:, rows].set(prefixes.keys, mode="drop"),
+        pool.values.at[:, rows].set(prefixes.values, mode="drop"),
+        pool.lengths.at[rows].set(prefixes.lengths, mode="drop"),
+    )
+
+
+def append(cache: KVCache, new: KVCache) -> KVCache:
+    """Puts each row's new keys and values behind those it has."""
+    batch, length = new.keys.shape[1:3]
+    steps = jnp.arange(length)
+    # Padding is sent out of range, where `drop` discards it.
+    slots = jnp.where(steps < new.lengths[:, None], cache.lengths[:, None] + steps, OUT_OF_RANGE)
+    rows = jnp.arange(batch)[:, None]
+    return KVCache(
+        cache.keys.at[:, rows, slots].set(new.keys, mode="drop"),
+        cache.values.at[:, rows, slots].set(new.values, mode="drop"),
+        cache.lengths + new.lengths,
     )
 
 
@@ -188,15 +202,10 @@ class PrefixPool:
             # Rows that only fill the batch are sent out of range and dropped.
             rows = [first + i if i >= 0 else OUT_OF_RANGE for i in members]
             parents = [self._row_of_path[paths[i][:-1]] if i >= 0 else 0 for i in members]
-            self.cache = grow_pool(
-                self._graph,
-                self._state,
-                self.cache,
-                tokens,
-                counts,
-                np.asarray(parents, np.int32),
-                np.asarray(rows, np.int32),
+            grown = run_segments(
+                self._graph, self._state, self.cache, tokens, counts, np.asarray(parents, np.int32)
             )
+            self.cache = place_rows(self.cache, grown, np.asarray(rows, np.int32))
 
 
 def prefix_pools(

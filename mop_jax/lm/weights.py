@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -130,7 +131,7 @@ def safetensors_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], np.nda
         try:
             with safe_open(file, framework="numpy") as handle:
                 for name in handle.keys():  # noqa: SIM118 (the handle is no dict)
-                    yield name, lambda handle=handle, name=name: handle.get_tensor(name)
+                    yield name, partial(handle.get_tensor, name)
         except (SafetensorError, OSError) as error:
             raise FaultError(
                 f"{file} is no readable safetensors file ({error}); fetch the checkpoint again."

@@ -1,0 +1,45 @@
+# make demo   a virtual environment, what it needs, and the demo
+# make test   the whole suite
+# make check  format, lint, types
+VENV ?= .venv
+PYTHON ?= python3
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: setup demo test check format bench wheel clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt requirements-demo.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mop-jax needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	ln -sfn ../models mop_jax/models
+	ln -sfn ../inference mop_jax/inference
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt
+	touch $@
+
+demo: setup
+	$(BIN)/mop demo
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	$(BIN)/python benchmarks/scoring.py
+
+wheel: setup
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
+
+clean:
+	rm -rf $(VENV) build dist .cache

