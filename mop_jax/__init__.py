@@ -1,11 +1,13 @@
 """Mixture of Personas as a probabilistic program in JAX.
 
-A population is simulated by a contextual mixture: each component is a language model prompted with a
-persona and an exemplar, and a gate, fitted by SVI over the language model's log-likelihoods, says how
-often each component speaks in each context. `run` does the whole job; the parts compose by hand.
+A population is simulated by a contextual mixture: each component is a language model prompted with
+a persona and an exemplar, and a gate, fitted by SVI over the language model's log-likelihoods, says
+how often each component speaks in each context. `run` does the whole job; the parts compose by
+hand.
 """
 
 from mop_jax import inference, models
+from mop_jax.components import Components
 from mop_jax.config import RunConfig, load_config
 from mop_jax.distributions import PersonaMixture
 from mop_jax.encoder import SentenceEncoder
@@ -22,6 +24,7 @@ from mop_jax.prompts import PromptBuilder, PromptTemplate
 __version__ = "0.1.0"
 
 __all__ = [
+    "Components",
     "DataError",
     "FaultError",
     "FlaxLM",

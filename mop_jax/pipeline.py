@@ -151,6 +151,14 @@ def simulate(
     return _run_until("simulate", config, out, update, on_step)
 
 
+def read_config(source: str | Path) -> RunConfig:
+    """The configuration of a file, a shipped name, or an existing run folder."""
+    manifest = read_manifest(Path(source)) if (Path(source) / "manifest.json").exists() else None
+    if manifest is None:
+        return load_config(source)
+    return RunConfig.model_validate(manifest["configuration"])
+
+
 def _run_until(
     last: str,
     source: Source,
@@ -158,12 +166,9 @@ def _run_until(
     update: bool,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
+    config = source if isinstance(source, RunConfig) else read_config(source)
     if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
         out = out or source
-        manifest = read_manifest(Path(source)) or {}
-        config = RunConfig.model_validate(manifest["configuration"])
-    else:
-        config = source if isinstance(source, RunConfig) else load_config(source)
     folder = RunFolder(out or Path("runs") / config.name, config, update=update)
     space = Workspace(folder)
     prints: dict[str, str] = {}

@@ -125,7 +125,7 @@ def embedding_map(
         for label, _ in Counter(sorted(of_real)).most_common(max_labels):
             masks = (np.array(of_real) == label, np.array(of_simulated) == label)
             panels.append((label, (clouds[0][masks[0]], clouds[1][masks[1]])))
-    columns = min(len(panels), 3)
+    columns = {1: 1, 2: 2, 4: 2}.get(len(panels), 3)
     rows = -(-len(panels) // columns)
     panel_height = {1: 4.8, 2: 3.6, 3: 2.6}[columns]
     figure = new_figure(
@@ -142,8 +142,9 @@ def embedding_map(
             axes.set_title(shortened(label, 40))
         _clouds(axes, pair)
     shares = projection.explained_variance_ratio_
-    for axes in grid[-1]:
+    for axes in grid.flat[len(panels) - columns : len(panels)]:  # those with nothing beneath
         axes.set_xlabel(f"component 1 ({shares[0]:.0%} of variance)")
+        axes.tick_params(labelbottom=True)
     for axes in grid[:, 0]:
         axes.set_ylabel(f"component 2 ({shares[1]:.0%} of variance)")
     # Only a first layout tells the shape that the panels get: fill it at one scale for x and y.

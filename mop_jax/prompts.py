@@ -167,7 +167,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.template = template
         self.instruction = instruction
-        self._special = [t for t in tokenizer.all_special_tokens if t]
+        self._special = special_tokens(tokenizer)
         self._encode = lru_cache(maxsize=65_536)(self._encode_uncached)
         end = self._encode(template.end)
         if len(end) != 1:
@@ -270,6 +270,16 @@ def begin_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     return (bos,) if tokenizer.encode("a")[:1] == [bos] else ()
 
 
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Texts of the tokens that structure prompts, those that have no role by name included.
+
+    Llama 3's turn headers, for one, are among the added tokens only.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    named = [token for token in tokenizer.all_special_tokens if token]
+    return list(dict.fromkeys([*named, *(token.content for token in added if token.special)]))
+
+
 def _first_special(tokenizer: Any, text: str) -> str | None:
-    found = [(text.find(token), token) for token in tokenizer.all_special_tokens if token in text]
+    found = [(text.find(token), token) for token in special_tokens(tokenizer) if token in text]
     return min(found)[1] if found else None

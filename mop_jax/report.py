@@ -48,7 +48,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
     gate = gate_at(posterior, train.contexts)
     weights = train.records.weights / train.records.weights.sum()
     shares = np.einsum("n,snk->sk", weights, np.exp(np.asarray(gate.persona_log_probs)))
-    names = [persona.text for persona in space.personas]
+    names = space.components.persona_texts
     save_figure(
         folder / "persona_weights.png",
         plots.persona_weights(
@@ -70,7 +70,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
             omega[:, shown].transpose(1, 0, 2),
             [names[k] for k in shown],
             [test.records.contexts[i] for i in rows],
-            space.exemplars.responses,
+            space.components.exemplars.responses,
         ),
     )
 

@@ -14,19 +14,11 @@ import numpy as np
 import pandas as pd
 
 from mop_jax import atomic, progress
-from mop_jax.candidates import (
-    CandidateSet,
-    Proposal,
-    defensive_proposal,
-    full_candidates,
-    gate_proposal,
-    importance_candidates,
-    renormalised_candidates,
-)
+from mop_jax.candidates import CandidateSet
+from mop_jax.components import Components, response_ids
 from mop_jax.config import RunConfig
 from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
 from mop_jax.evaluation.held_out import candidate_check, summarise, uniform_over_prompts
-from mop_jax.exemplars import cross_strata, select_exemplars
 from mop_jax.inference import (
     Posterior,
     SimulatedResponse,
@@ -83,24 +75,30 @@ def make_personas(space: Workspace) -> None:
             records_per_persona=config.personas.records_per_persona,
             max_new_tokens=config.personas.max_new_tokens,
         )
-    labels = train.labels if config.exemplars.stratify_labels else None
-    chosen = select_exemplars(
+    components = Components.assemble(
         train,
-        cross_strata(clusters, labels),
-        config.exemplars.num_exemplars,
-        allocation=config.exemplars.allocation,
+        vectors["train_record"],
+        made,
+        clusters,
+        space.encoder,
+        num_exemplars=config.exemplars.num_exemplars,
         seed=seed,
+        allocation=config.exemplars.allocation,
+        stratify_labels=config.exemplars.stratify_labels,
     )
-    vectors["persona"] = space.encoder.encode([persona.text for persona in made])
-    vectors["exemplar"] = vectors["train_record"][chosen]
-    pool = train.take(chosen).frame.assign(cluster=np.asarray(clusters)[chosen])
-    pool["text_key"] = train.take(chosen).text_keys
+    vectors["persona"] = components.persona_embeddings
+    vectors["exemplar"] = components.exemplar_embeddings
+    pool = components.exemplars
+    cluster_of = dict(zip(train.ids, np.asarray(clusters).tolist(), strict=True))
+    pool_frame = pool.frame.assign(
+        cluster=[cluster_of[i] for i in pool.ids], text_key=pool.text_keys
+    )
     sides = [
         train.frame.assign(split="train", cluster=clusters),
         test.frame.assign(split="test", cluster=-1),
     ]
     write_personas(space.path / "personas.json", made)
-    write_parquet(space.path / "exemplars.parquet", pool)
+    write_parquet(space.path / "exemplars.parquet", pool_frame)
     write_parquet(space.path / "records.parquet", pd.concat(sides, ignore_index=True))
     write_arrays(space.path / "embeddings.safetensors", vectors)
 
@@ -123,43 +121,17 @@ def candidates_for(
         seed_offset: distinguishes independent draws.
     """
     section = space.config.candidates
-    leave_out = space.leave_out(side.records)
-    num_personas = len(space.personas)
-    num_exemplars = len(space.exemplars)
-    if section.method == "full" or num_candidates >= num_personas * num_exemplars:
-        return full_candidates(num_personas, num_exemplars, leave_out)
-    proposal: Proposal = defensive_proposal(
+    return space.components.propose(
+        side.records,
         side.texts,
-        space.component_embeddings[1],
-        num_personas,
-        leave_out,
-        uniform_share=section.uniform_share,
-        temperature=section.similarity_temperature,
-    )
-    if posterior is not None:
-        proposal = gate_proposal(
-            lambda start, stop: _mean_gate(
-                posterior, side.contexts[start:stop], leave_out[start:stop]
-            ),
-            num_personas,
-            leave_out,
-            uniform_share=section.uniform_share,
-        )
-    draw = importance_candidates if section.method == "importance" else renormalised_candidates
-    return draw(
-        proposal,
         num_candidates,
-        space.config.seed + seed_offset,
-        record_keys=side.records.ids,
+        method=section.method,
+        seed=space.config.seed + seed_offset,
+        uniform_share=section.uniform_share,
+        similarity_temperature=section.similarity_temperature,
+        posterior=posterior,
+        context_embeddings=side.contexts,
     )
-
-
-def _mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
-    gate = gate_at(posterior, contexts, leave_out=leave_out)
-    total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
-    for draw in range(posterior.num_draws):
-        total += np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
-    return total / posterior.num_draws
 
 
 def training_data(
@@ -205,7 +177,7 @@ def fit_models(space: Workspace) -> None:
         posterior,
         data,
         record_ids=space.sides["train"].records.ids,
-        exemplar_ids=space.exemplars.ids,
+        exemplar_ids=space.components.exemplars.ids,
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
     report = {"mop": main.convergence._asdict()}
@@ -291,8 +263,8 @@ def evaluate_held_out(space: Workspace) -> None:
         {
             "num_train": len(space.sides["train"].records),
             "num_held_out": len(side.records),
-            "num_personas": len(space.personas),
-            "num_exemplars": len(space.exemplars),
+            "num_personas": len(space.components.personas),
+            "num_exemplars": len(space.components.exemplars),
             "unit": "nats per record",
             "held_out": summarise(log_probs, weights),
             "candidate_check": check,
@@ -307,13 +279,13 @@ def evaluate_held_out(space: Workspace) -> None:
 
 def _baselines(space: Workspace, side: Split) -> dict[str, np.ndarray]:
     """Zero-shot and persona-only log p(y | x) at τ = 1, nats, [N] each."""
-    records, texts = side.records, [persona.text for persona in space.personas]
+    records, texts = side.records, space.components.persona_texts
     count, num_personas = len(records), len(texts)
     prompts = [space.prompts.zero_shot(context) for context in records.contexts]
     prompts += [
         space.prompts.persona_only(t, context) for context in records.contexts for t in texts
     ]
-    responses = [space.response_ids(records, i) for i in range(count)]
+    responses = [response_ids(records, i, space.prompts) for i in range(count)]
     owners = [*range(count), *np.repeat(np.arange(count), num_personas)]
     scores = space.score(
         prompts,
@@ -349,13 +321,13 @@ def simulate_held_out(space: Workspace) -> None:
             posterior,
             space.language_model,
             space.prompts,
-            personas=[persona.text for persona in space.personas],
-            exemplars=space.exemplar_texts(),
+            personas=space.components.persona_texts,
+            exemplars=space.components.exemplar_texts,
             contexts=side.records.contexts,
             context_embeddings=side.contexts,
             num_samples=section.num_samples,
             seed=space.config.seed,
-            leave_out=space.leave_out(side.records),
+            leave_out=space.components.leave_out(side.records),
             top_p=section.top_p,
             max_new_tokens=section.max_new_tokens,
             skip=list(done),
@@ -372,8 +344,8 @@ def _simulated_row(space: Workspace, side: Split, response: SimulatedResponse) -
     row["record"] = side.records.ids[index]
     if side.records.labels is not None:
         row["label"] = side.records.labels[index]
-    row["persona_text"] = space.personas[response.persona].text
-    row["exemplar_record"] = space.exemplars.ids[response.exemplar]
+    row["persona_text"] = space.components.personas[response.persona].text
+    row["exemplar_record"] = space.components.exemplars.ids[response.exemplar]
     return json.dumps(row, ensure_ascii=False)
 
 

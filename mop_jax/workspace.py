@@ -16,15 +16,14 @@ from safetensors.numpy import load_file, save
 
 from mop_jax import atomic
 from mop_jax.candidates import CandidateSet
+from mop_jax.components import Components, LeaveOut, spread
 from mop_jax.config import RunConfig
 from mop_jax.encoder import SentenceEncoder
-from mop_jax.errors import DataError
-from mop_jax.exemplars import leave_out_mask
 from mop_jax.likelihoods import LikelihoodStore, score_missing
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.models import MixtureData, mixture_data
-from mop_jax.personas import Persona, read_personas
+from mop_jax.models import MixtureData
+from mop_jax.personas import read_personas
 from mop_jax.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
 from mop_jax.run_folder import RunFolder
@@ -116,32 +115,16 @@ class Workspace:
         return sides
 
     @cached_property
-    def personas(self) -> list[Persona]:
-        """The personas."""
-        return read_personas(self.path / "personas.json")
-
-    @cached_property
-    def exemplars(self) -> Population:
-        """The exemplar pool."""
-        return population_of(pd.read_parquet(self.path / "exemplars.parquet"))
-
-    @cached_property
-    def component_embeddings(self) -> tuple[np.ndarray, np.ndarray]:
-        """h(g) [K, D] and h(x_j, y_j) [J, D]."""
+    def components(self) -> Components:
+        """Personas and exemplars as the personas step wrote them."""
         vectors = load_file(self.path / "embeddings.safetensors")
-        return vectors["persona"], vectors["exemplar"]
-
-    def leave_out(self, records: Population) -> np.ndarray:
-        """Exemplars that must not serve a record, bool [N, J]."""
-        by = self.config.exemplars.leave_out
-        if by is None:
-            # Held-out groups never meet exemplars of their own group, so training must not either.
-            by = "group" if self.config.split.by == "group" else "record"
-        return leave_out_mask(records, self.exemplars, by=by)
-
-    def exemplar_texts(self) -> list[tuple[str, str]]:
-        """(context, response) of each exemplar."""
-        return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
+        return Components(
+            read_personas(self.path / "personas.json"),
+            population_of(pd.read_parquet(self.path / "exemplars.parquet")),
+            vectors["persona"],
+            vectors["exemplar"],
+            leave_out_by(self.config),
+        )
 
     def store(self) -> LikelihoodStore:
         """The likelihood store of this language model and grid."""
@@ -172,25 +155,6 @@ class Workspace:
             store.compact()
         return scores
 
-    def component_jobs(
-        self, records: Population, pairs: np.ndarray
-    ) -> tuple[list[Prompt], list[tuple[int, ...]], list[str]]:
-        """Prompts, responses and record ids of (record, persona, exemplar) triples [M, 3]."""
-        exemplars = self.exemplar_texts()
-        prompts = [
-            self.prompts.component(self.personas[k].text, exemplars[j], records.contexts[i])
-            for i, k, j in pairs
-        ]
-        responses = [self.response_ids(records, i) for i in pairs[:, 0]]
-        return prompts, responses, [records.ids[i] for i in pairs[:, 0]]
-
-    def response_ids(self, records: Population, index: int) -> tuple[int, ...]:
-        """Scored ids of a record's response; errors name the record."""
-        try:
-            return self.prompts.response(records.responses[index])
-        except DataError as error:
-            raise DataError(f"Record {records.ids[index]}: {error}") from error
-
     def score_candidates(
         self, records: Population, candidates: CandidateSet, description: str
     ) -> tuple[pd.DataFrame, np.ndarray]:
@@ -201,7 +165,7 @@ class Workspace:
             log-likelihoods float32 [N, C, G]; zero where a candidate is padding.
         """
         pairs = candidates.pairs()
-        scores = self.score(*self.component_jobs(records, pairs), description)
+        scores = self.score(*self.components.jobs(records, pairs, self.prompts), description)
         table = pd.DataFrame(
             {
                 "record": [records.ids[i] for i in pairs[:, 0]],
@@ -217,39 +181,18 @@ class Workspace:
         self, side: Split, candidates: CandidateSet, log_likelihood: np.ndarray, **options: Any
     ) -> MixtureData:
         """What a model is fitted to or evaluated on."""
-        persona, exemplar = self.component_embeddings
-        return mixture_data(
-            context_embeddings=side.contexts,
-            persona_embeddings=persona,
-            exemplar_embeddings=exemplar,
-            persona_index=candidates.persona_index,
-            exemplar_index=candidates.exemplar_index,
-            log_weight=candidates.log_weight,
-            log_likelihood=log_likelihood,
-            temperature_grid=self.grid.temperatures,
-            leave_out=self.leave_out(side.records),
-            weights=side.records.weights,
-            **options,
+        return self.components.data(
+            side.records, side.contexts, candidates, log_likelihood, self.grid, **options
         )
 
 
-def spread(candidates: CandidateSet, pairs: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Scores [M, G] of sorted pairs [M, 3] as a table float32 [N, C, G] of candidates."""
-    wanted = np.stack(
-        [
-            np.broadcast_to(
-                np.arange(candidates.num_records)[:, None], candidates.persona_index.shape
-            ),
-            candidates.persona_index,
-            candidates.exemplar_index,
-        ],
-        axis=-1,
-    )
-    row_of = {tuple(pair): row for row, pair in enumerate(pairs.tolist())}
-    table = np.zeros((*candidates.persona_index.shape, scores.shape[1]), np.float32)
-    for i, c in np.argwhere(candidates.log_weight > -np.inf):
-        table[i, c] = scores[row_of[tuple(wanted[i, c].tolist())]]
-    return table
+def leave_out_by(config: RunConfig) -> LeaveOut:
+    """What a record must not see: by default what the split keeps apart.
+
+    Held-out groups never meet exemplars of their own group, so training must not either.
+    """
+    by_group = config.split.by == "group"
+    return config.exemplars.leave_out or ("group" if by_group else "record")
 
 
 def population_of(frame: pd.DataFrame) -> Population:

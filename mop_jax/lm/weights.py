@@ -59,7 +59,7 @@ def load_decoder(config: DecoderConfig, tensors: Tensors, dtype, where: str) -> 
         if name.endswith("rotary_emb.inv_freq"):
             continue
         target, layer = target_name(name)
-        if target not in shapes:
+        if target not in shapes or (layer is not None and layer >= config.num_layers):
             raise FaultError(f"{where}: tensor {name} has no place in this architecture.")
         value = read()
         digest.update(f"{name}{value.dtype}{value.shape}".encode())

@@ -1,0 +1,212 @@
+"""Checkpoint folders: shards, and every kind of damage or unsupported setting refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mop_jax.errors import DataError, FaultError
+from mop_jax.lm.config import read_config
+from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.weights import checkpoint_name, target_name
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def case(golden):
+    return golden("gqa_tied")
+
+
+def load(folder):
+    return FlaxLM.from_pretrained(folder)
+
+
+def test_shards_and_names_without_a_leading_model(case, golden_lm, write_checkpoint):
+    folder = write_checkpoint(case.config, case.weights, num_shards=2)
+    assert not (folder / "model.safetensors").exists()
+    np.testing.assert_array_equal(
+        load(folder).logits(case.token_ids, case.lengths),
+        golden_lm("gqa_tied").logits(case.token_ids, case.lengths),
+    )
+    bare = {name.removeprefix("model."): value for name, value in case.weights.items()}
+    again = load(write_checkpoint(case.config, bare))
+    found = np.asarray(again.logits(case.token_ids, case.lengths))
+    np.testing.assert_allclose(found[case.real], case.logits[case.real], atol=1e-4)
+
+
+def test_tensors_that_say_nothing_new_are_passed_over(case, golden_lm, write_checkpoint):
+    """Old checkpoints repeat a tied projection and store rotary constants."""
+    case.weights["lm_head.weight"] = case.weights["model.embed_tokens.weight"]
+    case.weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+    lm = load(write_checkpoint(case.config, case.weights))
+    assert lm.fingerprint == golden_lm("gqa_tied").fingerprint
+
+
+def test_names_map_there_and_back(golden):
+    for name in golden("biased_untied").weights:
+        assert checkpoint_name(*target_name(name)) == name
+
+
+def test_fingerprint_covers_weights_and_configuration(case, golden_lm, write_checkpoint):
+    known = golden_lm("gqa_tied").fingerprint
+    assert load(write_checkpoint(case.config, case.weights)).fingerprint == known
+    case.weights[Q_PROJ][3, 5] += 1e-3
+    assert load(write_checkpoint(case.config, case.weights)).fingerprint != known
+    case.weights[Q_PROJ][3, 5] -= 1e-3
+    case.config["rms_norm_eps"] = 1e-4
+    assert load(write_checkpoint(case.config, case.weights)).fingerprint != known
+
+
+def test_missing_tensors_are_named(case, write_checkpoint):
+    for name in (Q_PROJ, "model.norm.weight", "model.embed_tokens.weight"):
+        fewer = {key: value for key, value in case.weights.items() if key != name}
+        with pytest.raises(FaultError, match=f"{name} is missing"):
+            load(write_checkpoint(case.config, fewer))
+    case.config["tie_word_embeddings"] = False
+    with pytest.raises(FaultError, match=r"lm_head\.weight is missing"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.q_norm.weight", "model.layers.1.self_attn.q_proj.bias"]
+)
+def test_a_tensor_without_a_place_is_named(case, write_checkpoint, name):
+    case.weights[name] = np.ones(24, np.float32)
+    with pytest.raises(FaultError, match=f"{name} has no place"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+def test_a_layer_too_many_is_refused(case, write_checkpoint):
+    case.config["num_hidden_layers"] = 2
+    with pytest.raises(FaultError, match=r"model\.layers\.2\."):
+        load(write_checkpoint(case.config, case.weights))
+
+
+def test_misshapen_tensors_are_named(case, write_checkpoint):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    case.weights[name] = np.ascontiguousarray(case.weights[name].T)
+    with pytest.raises(FaultError, match=f"{name} has shape"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_named(case, write_checkpoint, value):
+    case.weights[Q_PROJ][2, 3] = value
+    with pytest.raises(FaultError, match=f"{Q_PROJ} holds a NaN or an infinity"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+@pytest.mark.parametrize("kept", [0, 5, 300, -40])
+def test_a_truncated_file_is_named(case, write_checkpoint, kept):
+    folder = write_checkpoint(case.config, case.weights)
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(FaultError, match=r"model\.safetensors is no readable safetensors file"):
+        load(folder)
+
+
+def test_missing_files_are_named(case, write_checkpoint, tmp_path):
+    folder = write_checkpoint(case.config, case.weights, num_shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(FaultError, match=r"model-00002-of-00002\.safetensors is missing"):
+        load(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text("{")
+    with pytest.raises(FaultError, match=r"index\.json is no readable shard index"):
+        load(folder)
+    index.unlink()
+    with pytest.raises(FaultError, match=r"holds neither model\.safetensors nor"):
+        load(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(FaultError, match=r"config\.json is missing"):
+        load(folder)
+    other = tmp_path / "weights.bin"
+    other.write_bytes(b"x")
+    with pytest.raises(DataError, match=r"weights\.bin is no checkpoint"):
+        load(other)
+    with pytest.raises(DataError, match="nowhere was not found"):
+        load("nowhere")
+
+
+@pytest.mark.parametrize("text", ["{", "\xff"])
+def test_a_damaged_config_is_a_fault(case, write_checkpoint, text):
+    folder = write_checkpoint(case.config, case.weights)
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(FaultError, match=r"config\.json is not valid JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model_type": "gemma3_text"}, "model_type 'gemma3_text'"),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
+        ({"sliding_window": 64}, "sliding_window = 64"),
+        ({"rope_interleaved": True}, "rope_interleaved"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_type = 'yarn'"),
+        ({"rope_parameters": {"rope_type": "default", "beta_fast": 3}}, "beta_fast = 3"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
+        ({"head_dim": 5}, "head_dim = 5"),
+    ],
+)
+def test_unsupported_settings_are_named(case, write_checkpoint, change, named):
+    with pytest.raises(DataError, match=named):
+        load(write_checkpoint({**case.config, **change}, case.weights))
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "rms_norm_eps", "max_position_embeddings"])
+def test_a_missing_field_is_named(case, write_checkpoint, field):
+    del case.config[field]
+    with pytest.raises(FaultError, match=f"lacks the field '{field}'"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+def test_an_unknown_setting_that_is_off_is_no_obstacle(case, write_checkpoint):
+    case.config |= {"sliding_window": None, "use_sliding_window": False}
+    read_config(write_checkpoint(case.config, case.weights))
+
+
+def test_end_tokens_of_both_configurations_count(case, write_checkpoint):
+    folder = write_checkpoint(case.config, case.weights)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2]}))
+    assert read_config(folder).eos_token_ids == (2, 5)
+
+
+def test_unsupported_dtype_is_named(case, write_checkpoint):
+    with pytest.raises(DataError, match="'float16' is not supported"):
+        FlaxLM.from_pretrained(write_checkpoint(case.config, case.weights), dtype="float16")
+
+
+def test_a_folder_without_tokenizer_serves_ids_only(golden_lm):
+    lm = golden_lm("gqa_tied")
+    assert lm.tokenizer is None
+    assert lm.log_likelihood([[5, 7]], [[9]])[0] < 0
+    drawn = lm.generate([[5, 7]], max_new_tokens=3)
+    assert drawn.texts == [""]
+    assert len(drawn.token_ids[0]) <= 3
+    for prompt, response in (("text", [9]), ([5], "text")):
+        with pytest.raises(DataError, match="came without a tokenizer; give token ids"):
+            lm.log_likelihood([prompt], [response])
+    with pytest.raises(DataError, match="came without a tokenizer; give token ids"):
+        lm.generate(["text"])
+
+
+def test_a_damaged_tokenizer_is_a_fault(case, write_checkpoint):
+    folder = write_checkpoint(case.config, case.weights)
+    (folder / "tokenizer.json").write_text('{"version": "1.0", "model": ')
+    with pytest.raises(FaultError, match="its tokenizer could not be read"):
+        load(folder)
+
+
+def test_a_tokenizer_in_the_folder_is_loaded(case, write_checkpoint, word_tokenizer):
+    folder = write_checkpoint(case.config, case.weights)
+    word_tokenizer.save_pretrained(folder)
+    lm = load(folder)
+    np.testing.assert_array_equal(
+        lm.log_likelihood(["w1 w2"], ["w3"]), lm.log_likelihood([[8, 9]], [[10]])
+    )
