@@ -1,9 +1,10 @@
 """Pairs per second of naive whole-prompt scoring and of prefix-shared scoring, and their ratio.
 
 Both score real reviews under the demo's components with SmolLM2-135M in float32, in one process,
-in alternating rounds (these machines drift, ratios hold). Naive scoring runs every whole prompt,
-in alternating rounds (these machines drift, ratios hold). Naive scoring runs every whole prompt,
-prefix-shared scoring includes computing the prefixes and gives the whole temperature grid.
+in alternating rounds (these machines drift, ratios hold). Naive scoring runs every prompt whole:
+prompts are sorted by length and batched, and projected to the vocabulary at response
+positions only, at one temperature; prefix-shared scoring includes computing the prefixes and
+gives the whole temperature grid.
 
     python benchmarks/scoring.py [--run runs/demo] [--records 32] [--naive-pairs 96] [--rounds 3]
 """

@@ -344,9 +344,8 @@ def _spoken(name: str) -> str:
 def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figure:
     """Whether enough candidates were scored: the gain over uniform against their number C.
 
-    The logarithm of an importance estimate is low by about 1/C on average, by different amounts for
-    the two predictors; a gain that doubling C moves by less than its standard error does not hang
-    on C.
+    The log of an importance estimate is biased low, by a term in 1/C that differs between the two
+    predictors; a gain that doubling C moves by less than its standard error does not hang on C.
 
     Args:
         counts: numbers of candidates for each record, increasing, such as C/2, C, 2C; [n], n ≥ 2.
