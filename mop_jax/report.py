@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mop_jax import atomic, plot_evidence, plots
+from mop_jax import atomic, plots
 from mop_jax.errors import FaultError
 from mop_jax.inference import Posterior, gate_at, load_posterior
 from mop_jax.personas import record_texts
@@ -69,7 +69,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
         plots.omega_heatmap(
             omega[:, shown].transpose(1, 0, 2),
             [names[k] for k in shown],
-            [test.records.contexts[i] for i in rows],
+            distinct_words([test.records.contexts[i] for i in rows]),
             space.components.exemplars.responses,
         ),
     )
@@ -88,7 +88,7 @@ def _embedding_map(space: Workspace, folder: Path) -> None:
     labels = test.records.labels
     save_figure(
         folder / "embedding_map.png",
-        plot_evidence.embedding_map(
+        plots.embedding_map(
             test.texts,
             space.encoder.encode(record_texts(records)),
             real_labels=labels,
@@ -108,16 +108,21 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
     ]
     save_figure(
         folder / "held_out.png",
-        plot_evidence.held_out_comparison(
+        plots.held_out_comparison(
             [row(name, name) for name in NAMES], differences, check_sentence(check)
         ),
     )
-    both = (check["mop_minus_uniform"], check["mop_minus_uniform_doubled"])
-    # Where every component is scored there is nothing to double, and one point says so.
-    points = both if check["doubled"] > check["candidates"] else both[:1]
-    counts = [check["candidates"], check["doubled"]][: len(points)]
-    figure = plot_evidence.candidate_check(
-        counts, [value["mean"] for value in points], [value["se"] for value in points]
+    points = sorted(
+        [
+            (check["candidates"], check["mop_minus_uniform"]),
+            (check["compared_candidates"], check["mop_minus_uniform_compared"]),
+        ],
+        key=lambda point: point[0],
+    )
+    figure = plots.candidate_check(
+        [count for count, _ in points],
+        [value["mean"] for _, value in points],
+        [value["se"] for _, value in points],
     )
     save_figure(folder / "candidate_check.png", figure)
     atomic.write_json(folder / "candidate_check.json", {"sentence": check_sentence(check), **check})
@@ -125,14 +130,19 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
 
 def check_sentence(check: dict[str, Any]) -> str:
     """The candidate check in a sentence."""
-    if check["doubled"] == check["candidates"]:
-        return f"All {check['candidates']} components are scored: the sums are exact."
+    action = "Doubling" if check["compared_candidates"] > check["candidates"] else "Halving"
     verdict = "less" if check["passed"] else "NOT less"
     return (
-        f"Doubling the candidates ({check['candidates']} → {check['doubled']}) moves mop − uniform "
-        f"by {check['moved']:+.3f}, {verdict} than its standard error "
+        f"{action} the candidates ({check['candidates']} → {check['compared_candidates']}) moves "
+        f"mop − uniform by {check['moved']:+.3f}, {verdict} than its standard error "
         f"{check['mop_minus_uniform']['se']:.3f}."
     )
+
+
+def distinct_words(texts: list[str]) -> list[str]:
+    """Each text without the words that all of them share: what tells them apart."""
+    common = set.intersection(*(set(text.split()) for text in texts)) if len(texts) > 1 else set()
+    return [" ".join(w for w in text.split() if w not in common) or text for text in texts]
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

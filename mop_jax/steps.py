@@ -15,7 +15,7 @@ import pandas as pd
 
 from mop_jax import atomic, progress
 from mop_jax.candidates import CandidateSet
-from mop_jax.components import Components, response_ids
+from mop_jax.components import Components, Method, response_ids
 from mop_jax.config import RunConfig
 from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
 from mop_jax.evaluation.held_out import candidate_check, summarise, uniform_over_prompts
@@ -109,6 +109,7 @@ def candidates_for(
     num_candidates: int,
     *,
     posterior: Posterior | None = None,
+    method: Method | None = None,
     seed_offset: int = 0,
 ) -> CandidateSet:
     """The candidate components of some records.
@@ -118,6 +119,7 @@ def candidates_for(
         side: the records.
         num_candidates: C.
         posterior: propose from this gate instead of from embedding similarity.
+        method: instead of the configuration's.
         seed_offset: distinguishes independent draws.
     """
     section = space.config.candidates
@@ -125,7 +127,7 @@ def candidates_for(
         side.records,
         side.texts,
         num_candidates,
-        method=section.method,
+        method=method or section.method,
         seed=space.config.seed + seed_offset,
         uniform_share=section.uniform_share,
         similarity_temperature=section.similarity_temperature,
@@ -227,16 +229,18 @@ def evaluate_held_out(space: Workspace) -> None:
     """Writes metrics.json: held-out log-probabilities of every predictor, and their checks."""
     side = space.sides["test"]
     posterior = load_posterior(space.path / "gate.safetensors")
-    wanted = space.config.evaluation.num_candidates
-    doubled = candidates_for(space, side, 2 * wanted, seed_offset=_HELD_OUT)
-    table, scores = space.score_candidates(side.records, doubled, "Scoring held-out records")
+    chosen, other = _held_out_candidates(space, side)
+    larger = max(chosen, other, key=lambda candidates: candidates.num_candidates)
+    table, _ = space.score_candidates(side.records, larger, "Scoring held-out records")
     write_parquet(space.path / "likelihoods" / "held_out.parquet", table)
-    maps = posterior.data.feature_maps
-    data_doubled = space.mixture_data(side, doubled, scores, feature_maps=maps)
-    chosen = candidates_for(space, side, wanted, seed_offset=_HELD_OUT)
-    _, chosen_scores = space.score_candidates(side.records, chosen, "Scoring held-out records")
-    data = space.mixture_data(side, chosen, chosen_scores, feature_maps=maps)
 
+    def data_of(candidates: CandidateSet) -> MixtureData:
+        _, scores = space.score_candidates(side.records, candidates, "Reading held-out scores")
+        return space.mixture_data(
+            side, candidates, scores, feature_maps=posterior.data.feature_maps
+        )
+
+    data, data_other = data_of(chosen), data_of(other)
     log_probs = _baselines(space, side)
     kind = mixture_class(space.config)
     log_probs["uniform_mixture"] = uniform_log_prob(data, distribution=kind)
@@ -245,11 +249,11 @@ def evaluate_held_out(space: Workspace) -> None:
         log_probs[name] = posterior_predictive_log_prob(ablation, data)
     log_probs["mop"] = posterior_predictive_log_prob(posterior, data)
     weights = side.records.weights
-    more = posterior_predictive_log_prob(posterior, data_doubled)
-    more = more - uniform_log_prob(data_doubled, distribution=kind)
+    difference_other = posterior_predictive_log_prob(posterior, data_other)
+    difference_other = difference_other - uniform_log_prob(data_other, distribution=kind)
     check = candidate_check(
-        (data.log_weight.shape[1], data_doubled.log_weight.shape[1]),
-        (log_probs["mop"] - log_probs["uniform_mixture"], more),
+        (chosen.num_candidates, other.num_candidates),
+        (log_probs["mop"] - log_probs["uniform_mixture"], difference_other),
         weights,
     )
     temperature = np.asarray(gate_at(posterior, side.contexts[:1]).temperature)
@@ -275,6 +279,22 @@ def evaluate_held_out(space: Workspace) -> None:
             "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
         },
     )
+
+
+def _held_out_candidates(space: Workspace, side: Split) -> tuple[CandidateSet, CandidateSet]:
+    """The candidates of the reported estimates, and those of the check on their number.
+
+    The check doubles the candidates; where all components are taken it halves them instead.
+    """
+    count = space.config.evaluation.num_candidates
+    total = len(space.components.personas) * len(space.components.exemplars)
+    chosen = candidates_for(space, side, count, seed_offset=_HELD_OUT)
+    if chosen.method != "full":
+        return chosen, candidates_for(space, side, 2 * count, seed_offset=_HELD_OUT)
+    half = candidates_for(
+        space, side, max(1, total // 2), method="importance", seed_offset=_HELD_OUT
+    )
+    return chosen, half
 
 
 def _baselines(space: Workspace, side: Split) -> dict[str, np.ndarray]:

@@ -67,20 +67,24 @@ def candidate_check(
     differences: tuple[np.ndarray, np.ndarray],
     weights: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Whether doubling the candidates moves mop − uniform by less than its standard error.
+    """Whether twice (or, where all components are scored, half) the candidates change the claim.
 
     Args:
-        counts: C, and the number of candidates of the comparison.
+        counts: C of the reported estimate, and of the comparison.
         differences: paired differences mop − uniform [n] with each.
         weights: of the records.
+
+    Returns:
+        Both estimates, how far the comparison moves the reported one, and `passed`: whether that
+        is less than the reported standard error.
     """
-    first, second = (mean_and_error(d, weights) for d in differences)
-    moved = second["mean"] - first["mean"]
+    reported, compared = (mean_and_error(d, weights) for d in differences)
+    moved = compared["mean"] - reported["mean"]
     return {
         "candidates": counts[0],
-        "doubled": counts[1],
-        "mop_minus_uniform": first,
-        "mop_minus_uniform_doubled": second,
+        "compared_candidates": counts[1],
+        "mop_minus_uniform": reported,
+        "mop_minus_uniform_compared": compared,
         "moved": moved,
-        "passed": bool(abs(moved) < first["se"]),
+        "passed": bool(abs(moved) < reported["se"]),
     }

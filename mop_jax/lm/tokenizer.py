@@ -36,6 +36,7 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
 
     Raises:
         DataError: for a tokenizer model or pre-tokenizer that is not supported, by name.
+        FaultError: if the vocabulary is missing or damaged.
     """
     from tokenizers import (
         AddedToken,
@@ -69,11 +70,15 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
             f"supported: 'gpt2' with {', '.join(splitters)}. Load the model from a folder with its "
             "tokenizer.json."
         )
-    tokens: list[str] = file.get("tokenizer.ggml.tokens")
-    types: list[int] = file.get("tokenizer.ggml.token_type")
-    merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges")]
+    tokens: list[str] = _metadata(file, "tokens")
+    types: list[int] = _metadata(file, "token_type")
+    merges = [tuple(merge.split(" ", 1)) for merge in _metadata(file, "merges")]
     vocab = {token: i for i, token in enumerate(tokens)}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe"))
+    try:
+        bpe = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre == "llama-bpe")
+    except Exception as error:  # tokenizers raises plain exceptions
+        raise FaultError(f"{file.path}: its tokenizer could not be built: {error}.") from error
+    backend = Tokenizer(bpe)
     backend.pre_tokenizer = splitters[pre]
     backend.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
@@ -101,6 +106,13 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
         clean_up_tokenization_spaces=False,
         model_max_length=int(file.get("llama.context_length", 0)) or None,
     )
+
+
+def _metadata(file: GGUFFile, key: str) -> Any:
+    value = file.get(f"tokenizer.ggml.{key}")
+    if value is None:
+        raise FaultError(f"{file.path} lacks the metadata field tokenizer.ggml.{key}.")
+    return value
 
 
 def tokenizer_fingerprint(tokenizer: Any | None) -> str:
