@@ -7,7 +7,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,22 +97,41 @@ def simulate(config: ConfigArgument, out: OutOption = None, update: UpdateOption
 
 
 def _whole(config: str, out: Path | None, update: bool) -> None:
-    from mop_jax import pipeline
-    from mop_jax.report import results_table
+    with _one_sentence():
+        from mop_jax import pipeline
+        from mop_jax.report import results_table
 
-    _prepare()
-    console = Console(stderr=True)
-    path = pipeline.run(config, out, update=update, on_step=_Steps(console))
-    results_table(path, Console())
+        _prepare()
+        path = pipeline.run(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+        results_table(path, Console())
 
 
 def _step(name: str, config: str, out: Path | None, update: bool) -> None:
-    from mop_jax import pipeline
+    with _one_sentence():
+        from mop_jax import pipeline
 
-    _prepare()
-    step: Callable[..., Path] = getattr(pipeline, name)
-    path = step(config, out, update=update, on_step=_Steps(Console(stderr=True)))
-    Console().print(f"{_TITLES[name]}: done in {path}")
+        _prepare()
+        step: Callable[..., Path] = getattr(pipeline, name)
+        path = step(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+        Console().print(f"{_TITLES[name]}: done in {path}", soft_wrap=True)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Ends every failure in one sentence and an exit status.
+
+    1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
+    """
+    try:
+        yield
+    except MopError as error:
+        _fail(str(error), error.exit_status)
+    except KeyboardInterrupt:
+        _fail("Interrupted; finished work is kept, the same command goes on from here.", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("The disk is full; free some space and run the same command again.", 1)
 
 
 class _Steps:
@@ -141,23 +161,10 @@ def _prepare() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Runs `mop`; every failure is one sentence and an exit status.
-
-    Exit status: 0 success, 1 a fault (checkpoint, disk, computation), 2 usage or data, 130 Ctrl-C.
-    """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    """Runs `mop`; usage errors exit with status 2."""
     # transformers announces at import that it has found no PyTorch, which is as intended here.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    try:
-        app(args=arguments, prog_name="mop", standalone_mode=True)
-    except MopError as error:
-        _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("Interrupted; finished work is kept, the same command goes on from here.", 130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail("The disk is full; free some space and run the same command again.", 1)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    app(args=arguments, prog_name="mop")
 
 
 def _fail(sentence: str, status: int) -> None:
