@@ -168,5 +168,6 @@ def main(arguments: list[str] | None = None) -> Any:
 
 
 def _fail(sentence: str, status: int) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"mop: {sentence}", markup=False, highlight=False)
+    line = " ".join(f"mop: {sentence}".split())
+    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
     sys.exit(status)

@@ -10,8 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from mop_jax import steps
 from mop_jax.config import RunConfig, load_config
+from mop_jax.errors import FaultError
 from mop_jax.report import draw_figures
 from mop_jax.run_folder import RunFolder, fingerprint, read_manifest
 from mop_jax.workspace import Workspace
@@ -156,7 +159,13 @@ def read_config(source: str | Path) -> RunConfig:
     manifest = read_manifest(Path(source)) if (Path(source) / "manifest.json").exists() else None
     if manifest is None:
         return load_config(source)
-    return RunConfig.model_validate(manifest["configuration"])
+    try:
+        return RunConfig.model_validate(manifest["configuration"])
+    except ValidationError as error:
+        raise FaultError(
+            f"{Path(source) / 'manifest.json'} holds a configuration of another version; "
+            "give the configuration file, and another folder with --out."
+        ) from error
 
 
 def _run_until(

@@ -77,8 +77,9 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
 
 def _embedding_map(space: Workspace, folder: Path) -> None:
     test = space.sides["test"]
-    lines = (space.path / "simulated.jsonl").read_text("utf-8").splitlines()
-    simulated = [json.loads(line) for line in lines]
+    # Not splitlines(): a model may well write U+2028 and its like.
+    lines = (space.path / "simulated.jsonl").read_text("utf-8").split("\n")
+    simulated = [json.loads(line) for line in lines if line]
     frame = test.records.frame.iloc[[row["sample"] % len(test.records) for row in simulated]]
     # An empty response has no sentence to embed: its context alone stands for it.
     responses = [row["text"] or "…" for row in simulated]

@@ -14,6 +14,11 @@ from mop_jax.errors import DataError, FaultError
 
 PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# Names of files are no hub ids: a mistyped `data/reviews.csv` is looked for here only.
+_FILES = re.compile(
+    r".*\.(gguf|safetensors|csv|tsv|tab|jsonl?|ndjson|parquet|txt|ya?ml|bz2|gz|xz|zip)",
+    re.IGNORECASE,
+)
 
 
 def resolve_path(spec: str | Path, *, relative_to: Path | None = None) -> Path:
@@ -36,7 +41,7 @@ def resolve_path(spec: str | Path, *, relative_to: Path | None = None) -> Path:
         return (relative_to / path).resolve()
     if path.exists():
         return path.resolve()
-    if _HUB_ID.fullmatch(text) and path.suffix != ".gguf":
+    if _HUB_ID.fullmatch(text) and not _FILES.fullmatch(text):
         return _hub_snapshot(text)
     raise DataError(
         f"{text} was not found; give an existing file or folder, a hub id such as owner/name, "

@@ -40,6 +40,12 @@ _PACKAGES = (
     "scikit-learn",
 )
 FORMAT = "mop-jax run 1"
+# What decides on each input; a configuration that changes it may bring another input.
+_SOURCES = {
+    "population": ("population", "seed"),
+    "language model": ("language_model",),
+    "sentence encoder": ("encoder",),
+}
 
 
 class RunFolder:
@@ -66,32 +72,43 @@ class RunFolder:
         """
         self.path = Path(path)
         self.config = config
-        wanted = config.model_dump(mode="json")
+        self._update = update
         if self.path.exists() and not self.path.is_dir():
             raise DataError(f"{self.path} is a file; give a folder for the run.")
-        stored = read_manifest(self.path)
-        if stored is None:
-            self._manifest: dict[str, Any] = {
+        self._manifest = self._read()
+        with atomic.disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        # Beside a process at work nothing is written; `locked` refuses.
+        with self._lock() as free:
+            if free:
+                self._write()
+
+    def _read(self) -> dict[str, Any]:
+        """The manifest as it should be with this configuration; writes nothing."""
+        wanted = self.config.model_dump(mode="json")
+        manifest = read_manifest(self.path)
+        if manifest is None:
+            manifest = {
                 "format": FORMAT,
-                "name": config.name,
+                "name": self.config.name,
                 "configuration": wanted,
                 "versions": {},
                 "sources": {},
                 "steps": {},
             }
-        else:
-            self._manifest = stored
-            different = _first_difference(stored["configuration"], wanted)
-            if different and not update:
-                field, old, new = different
-                raise DataError(
-                    f"{self.path} was made with another configuration: {field} is {old!r} there "
-                    f"and {new!r} here; choose another folder with --out, or adopt the new "
-                    "configuration with --update (scores are kept)."
-                )
-            self._manifest["configuration"] = wanted
-        self._manifest["versions"] = _versions()
-        self._write()
+        stored = manifest["configuration"]
+        different = _first_difference(stored, wanted)
+        if different and not self._update:
+            field, old, new = different
+            raise DataError(
+                f"{self.path} was made with another configuration: {field} is {old!r} there "
+                f"and {new!r} here; choose another folder with --out, or adopt the new "
+                "configuration with --update (scores are kept)."
+            )
+        for name, sections in _SOURCES.items():
+            if any(stored.get(section) != wanted[section] for section in sections):
+                manifest["sources"].pop(name, None)
+        return {**manifest, "configuration": wanted, "versions": _versions()}
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -100,14 +117,27 @@ class RunFolder:
         Raises:
             DataError: if another process works in it.
         """
-        with open(self.path / ".lock", "w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+        with self._lock() as free:
+            if not free:
                 raise DataError(
                     f"Another process is working in {self.path}; wait for it or stop it."
-                ) from error
+                )
+            # Read again: another process may have been at work until now.
+            self._manifest = self._read()
+            self._write()
             yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[bool]:
+        with atomic.disk_errors(self.path / ".lock"):
+            handle = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below)
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                free = True
+            except OSError:
+                free = False
+            yield free
 
     def source(self, name: str, fingerprint: str) -> None:
         """Records the fingerprint of an input, or refuses one that has changed since.
@@ -123,6 +153,10 @@ class RunFolder:
             )
         self._manifest["sources"][name] = fingerprint
         self._write()
+
+    def fingerprint_of(self, step: str) -> str:
+        """The fingerprint with which a step was begun last."""
+        return self._manifest["steps"][step]["fingerprint"]
 
     def is_done(self, step: str, fingerprint: str) -> bool:
         """Whether a step is finished, its outputs present and unchanged."""
@@ -200,7 +234,10 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest = json.loads(file.read_text("utf-8"))
-        if manifest["format"] == FORMAT and {"configuration", "steps"} <= manifest.keys():
+        if (
+            manifest["format"] == FORMAT
+            and {"configuration", "sources", "steps"} <= manifest.keys()
+        ):
             return manifest
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         pass

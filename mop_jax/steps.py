@@ -22,6 +22,7 @@ from mop_jax.evaluation.held_out import candidate_check, summarise, uniform_over
 from mop_jax.inference import (
     Posterior,
     SimulatedResponse,
+    SVIFit,
     default_optimizer,
     fit_svi,
     gate_at,
@@ -156,7 +157,9 @@ def training_data(
         seed_offset=_REFRESH * refresh,
     )
     table, log_likelihood = space.score_candidates(side.records, chosen, "Scoring training records")
-    write_parquet(space.path / "likelihoods" / "train.parquet", table)
+    # Rounds have files of their own: those of the step that scored the first stay as it left them.
+    name = f"train_{refresh}.parquet" if refresh else "train.parquet"
+    write_parquet(space.path / "likelihoods" / name, table)
     return space.mixture_data(side, chosen, log_likelihood)
 
 
@@ -182,13 +185,19 @@ def fit_models(space: Workspace) -> None:
         exemplar_ids=space.components.exemplars.ids,
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
-    report = {"mop": main.convergence._asdict()}
+    report = {"mop": _convergence(main)}
     save_posterior(space.path / "gate.safetensors", posterior)
     for name, ablation in ablations.items():
-        report[name] = ablation.convergence._asdict()
+        report[name] = _convergence(ablation)
         save_posterior(ablation_path(space, name), posterior_of(space, ablation))
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
+
+
+def _convergence(fitted: SVIFit) -> dict[str, Any]:
+    # Too short a run has no improvement to speak of; JSON has no NaN.
+    report = fitted.convergence._asdict()
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in report.items()}
 
 
 def ablation_path(space: Workspace, name: str) -> Path:
@@ -321,8 +330,10 @@ def simulate_held_out(space: Workspace) -> None:
     """Writes simulated.jsonl: responses to the held-out contexts, with how each came about."""
     section, side = space.config.simulation, space.sides["test"]
     posterior = load_posterior(space.path / "gate.safetensors")
-    journal = space.path / ".simulated.partial.jsonl"
-    done = _read_journal(journal)
+    journal = space.path / ".simulated.journal.jsonl"
+    header = json.dumps({"journal_of": space.folder.fingerprint_of("simulate")})
+    done = _read_journal(journal, header)
+    atomic.write_text(journal, "\n".join([header, *done.values()]) + "\n")
     with (
         progress.task("Simulating responses", total=section.num_samples) as advance,
         atomic.disk_errors(journal),
@@ -369,14 +380,19 @@ def _simulated_row(space: Workspace, side: Split, response: SimulatedResponse) -
     return json.dumps(row, ensure_ascii=False)
 
 
-def _read_journal(path: Path) -> dict[int, str]:
-    # The last line of a killed run may be cut off; it is simulated again.
+def _read_journal(path: Path, header: str) -> dict[int, str]:
+    # The last line of a killed run may be cut off; it is simulated again. Nothing is taken from the
+    # journal of another configuration.
     done: dict[int, str] = {}
-    if path.exists():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            done[row["sample"]] = line
+    if not path.exists():
+        return done
+    # Not splitlines(): a model may well write U+2028 and its like.
+    first, *lines = path.read_text("utf-8", errors="replace").split("\n")
+    if first != header:
+        return done
+    for line in lines:
+        try:
+            done[json.loads(line)["sample"]] = line
+        except json.JSONDecodeError:
+            continue
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from flax import nnx
 from hypothesis import settings
 
+import mop_jax
 from mop_jax import progress
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder
@@ -127,6 +129,21 @@ def word_tokenizer():
 def tiny_chat_lm(make_tiny_lm, word_tokenizer) -> FlaxLM:
     """The tiny model with a tokenizer of words."""
     return make_tiny_lm(tokenizer=word_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def bare_python() -> list[str]:
+    """A command that runs Python code (`[*bare_python, code, …]`) with mop_jax's modules at hand.
+
+    The package itself is not imported, nor JAX and transformers with it, which would only cost
+    time: the modules that the code names are found and run as always.
+    """
+    prelude = (
+        "import sys, types; package = types.ModuleType('mop_jax'); "
+        f"package.__path__ = {[str(p) for p in mop_jax.__path__]!r}; "
+        "sys.modules['mop_jax'] = package; code = sys.argv.pop(1); exec(code)"
+    )
+    return [sys.executable, "-c", prelude]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,235 @@
+"""Samples follow the scored probabilities, and depend on nothing but seed and sample number.
+
+The chi-square tests fail by chance at a rate of 1e-4 for the whole file: each of the
+`NUM_CHI_SQUARE` comparisons has its share of it. Seeds are fixed: they pass or fail for good.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import chisquare
+
+from mop_jax.errors import DataError, FaultError
+from mop_jax.lm.flax_lm import FlaxLM
+
+NUM_CHI_SQUARE = 7
+LEVEL = 1e-4 / NUM_CHI_SQUARE
+NUM_DRAWS = 4_000
+PREFIX = ((5, 99, 1234), (77, 8))
+REQUEST = (42, 7)
+PROMPT = [5, 99, 1234, 77, 8, 42, 7]
+
+
+@pytest.fixture(scope="module")
+def next_log_probs(tiny_lm):
+    """Scored log-probabilities of the token after PROMPT at a temperature, float64 [V]."""
+
+    def get(temperature: float) -> np.ndarray:
+        length = np.asarray([len(PROMPT)])
+        logits = np.asarray(tiny_lm.logits(np.asarray([PROMPT]), length), np.float64)[0, -1]
+        tempered = logits / temperature
+        return tempered - np.logaddexp.reduce(tempered)
+
+    return get
+
+
+def sample(
+    lm, temperature, *, num=NUM_DRAWS, top_p=1.0, max_new_tokens=1, seed=0, ids=None, **rest
+):
+    return lm.sample_pairs(
+        [PREFIX],
+        [REQUEST],
+        np.zeros((num, 2), int),
+        seed=seed,
+        temperature=np.broadcast_to(temperature, num),
+        sample_ids=np.arange(num) if ids is None else ids,
+        end_ids=(3,),
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        **rest,
+    )
+
+
+def assert_follow(tokens, probs):
+    """Chi-square with the tokens of fewer than eight expected draws merged into one class."""
+    expected = probs * len(tokens)
+    counts = np.bincount(tokens, minlength=len(probs))
+    rare = expected < 8
+    if rare.any():
+        expected = np.append(expected[~rare], expected[rare].sum())
+        counts = np.append(counts[~rare], counts[rare].sum())
+    assert len(expected) > 5
+    assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
+def test_first_tokens_follow_the_scored_probabilities(tiny_lm, next_log_probs, temperature):
+    drawn = sample(tiny_lm, temperature)
+    tokens = np.asarray(drawn.token_ids)[:, 0]
+    log_probs = next_log_probs(temperature)
+    assert_follow(tokens, np.exp(log_probs))
+    np.testing.assert_allclose(drawn.log_probs, log_probs[tokens], atol=1e-4)
+    np.testing.assert_array_equal(drawn.finished, tokens == 3)
+
+
+def test_second_tokens_follow_too(tiny_lm):
+    """The key is folded with the position: draws at two positions are independent."""
+    drawn = sample(tiny_lm, 0.7, num=6_000, max_new_tokens=2)
+    pairs = np.asarray([ids for ids in drawn.token_ids if len(ids) == 2])
+    first = np.bincount(pairs[:, 0]).argmax()
+    second = pairs[pairs[:, 0] == first, 1]
+    prompt = [*PROMPT, int(first)]
+    logits = np.asarray(
+        tiny_lm.logits(np.asarray([prompt]), np.asarray([len(prompt)])), np.float64
+    )[0, -1]
+    assert_follow(second, np.exp(logits / 0.7 - np.logaddexp.reduce(logits / 0.7)))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.5), (1.0, 0.3), (1.4, 0.05)])
+def test_nucleus_is_exact_and_renormalised(tiny_lm, next_log_probs, temperature, top_p):
+    log_probs = next_log_probs(temperature)
+    order = np.argsort(-log_probs)
+    size = int(np.searchsorted(np.cumsum(np.exp(log_probs[order])), top_p)) + 1
+    nucleus = order[:size]
+    assert np.exp(log_probs[nucleus]).sum() >= top_p > np.exp(log_probs[nucleus[:-1]]).sum()
+    drawn = sample(tiny_lm, temperature, top_p=top_p)
+    tokens = np.asarray(drawn.token_ids)[:, 0]
+    assert set(tokens.tolist()) <= set(nucleus.tolist())
+    # Every token expected twenty times or more is there: a rate of misses below e^-20 each.
+    expected = np.exp(log_probs[nucleus]) / np.exp(log_probs[nucleus]).sum() * NUM_DRAWS
+    assert set(nucleus[expected > 20].tolist()) <= set(tokens.tolist())
+    place = np.full(len(log_probs), -1)
+    place[nucleus] = np.arange(size)
+    assert_follow(place[tokens], expected / NUM_DRAWS)
+    # Reported under the untruncated distribution.
+    np.testing.assert_allclose(drawn.log_probs, log_probs[tokens], atol=1e-4)
+
+
+def test_a_tiny_nucleus_is_the_likeliest_token(tiny_lm, next_log_probs):
+    tokens = np.asarray(sample(tiny_lm, 1.0, num=64, top_p=1e-6).token_ids)[:, 0]
+    assert set(tokens.tolist()) == {int(next_log_probs(1.0).argmax())}
+
+
+def test_temperature_zero_takes_the_likeliest(tiny_lm, next_log_probs):
+    mixed = np.tile([0.0, 1.3], 32)
+    drawn = sample(tiny_lm, mixed, num=64, max_new_tokens=1)
+    tokens = np.asarray(drawn.token_ids)[:, 0]
+    best = int(next_log_probs(1.0).argmax())
+    assert (tokens[::2] == best).all()
+    assert len(set(tokens[1::2].tolist())) > 10
+    np.testing.assert_allclose(drawn.log_probs[::2], next_log_probs(1.0)[best], atol=1e-4)
+
+
+def test_reported_log_probs_are_those_of_scoring(tiny_lm):
+    temperatures = np.asarray([0.7, 1.0, 1.4] * 8)
+    drawn = sample(tiny_lm, temperatures, num=24, max_new_tokens=13)
+    assert min(map(len, drawn.token_ids)) >= 1
+    for temperature in (0.7, 1.0, 1.4):
+        chosen = np.flatnonzero(temperatures == temperature)
+        again = tiny_lm.log_likelihood(
+            [PROMPT] * 8, [drawn.token_ids[i] for i in chosen], temperature=temperature
+        )
+        np.testing.assert_allclose(drawn.log_probs[chosen], again, atol=1e-3)
+
+
+PROMPTS = [[5, 6, 7], [900], [31, 77, 45, 12, 8, 9, 4, 4], [10] * 20, [5, 6, 8]]
+
+
+def test_a_text_depends_on_seed_and_number_only(tiny_lm):
+    """Together or alone, in any order, with long neighbours, or with some left out."""
+    settings = {"max_new_tokens": 9, "temperature": 1.1, "top_p": 0.9}
+    together = tiny_lm.generate(PROMPTS, seed=3, **settings)
+    assert len({tuple(ids) for ids in together.token_ids}) == 5
+
+    def draw(chosen, sample_ids, num=5, **rest):
+        return tiny_lm.sample_pairs(
+            [()], PROMPTS, np.asarray([(0, i) for i in chosen]), seed=3, end_ids=(3,),
+            temperature=np.full(num, 1.1), sample_ids=np.asarray(sample_ids),
+            max_new_tokens=9, top_p=0.9, **rest,
+        )  # fmt: skip
+
+    for i in (0, 2, 4):
+        assert draw([i], [i], num=1).token_ids == [together.token_ids[i]]
+    order = [3, 1, 4, 0, 2]
+    mixed = draw(order, order)
+    assert mixed.token_ids == [together.token_ids[i] for i in order]
+    np.testing.assert_allclose(mixed.log_probs, together.log_probs[order], atol=1e-4)
+    many = tiny_lm.generate([*PROMPTS, *[[50 + i] for i in range(40)]], seed=3, **settings)
+    assert many.token_ids[:5] == together.token_ids
+    assert tiny_lm.generate(PROMPTS, seed=4, **settings).token_ids != together.token_ids
+    repeated = tiny_lm.generate([PROMPTS[0]] * 8, seed=3, **settings)
+    assert len({tuple(ids) for ids in repeated.token_ids}) == 8
+
+
+def test_skipped_samples_change_no_bit_of_the_others(tiny_lm):
+    everything = sample(tiny_lm, 1.0, num=50, max_new_tokens=7)
+    skip = np.random.default_rng(0).random(50) < 0.4
+    skip[:20] = True  # a whole batch
+    reported = []
+    some = sample(
+        tiny_lm, 1.0, num=50, max_new_tokens=7, skip=skip,
+        on_generated=lambda indices, generation: reported.append((indices, generation)),
+    )  # fmt: skip
+    for i in np.flatnonzero(~skip):
+        assert some.token_ids[i] == everything.token_ids[i]
+        assert some.log_probs[i] == everything.log_probs[i]
+    indices = np.concatenate([indices for indices, _ in reported])
+    assert len(set(indices.tolist())) == len(indices)
+    assert set(np.flatnonzero(~skip)) <= set(indices.tolist())
+    assert not set(range(16)) & set(indices.tolist())  # that batch was not run
+    for indices, generation in reported:
+        for row, i in enumerate(indices):
+            assert generation.token_ids[row] == everything.token_ids[i]
+            assert generation.log_probs[row] == everything.log_probs[i]
+
+
+def test_samples_after_shared_prefixes_are_those_of_whole_prompts(tiny_lm):
+    drawn = sample(tiny_lm, 1.0, num=12, max_new_tokens=6, seed=5)
+    again = tiny_lm.generate([PROMPT] * 12, seed=5, max_new_tokens=6)
+    assert drawn.token_ids == again.token_ids
+    np.testing.assert_allclose(drawn.log_probs, again.log_probs, atol=1e-4)
+
+
+def test_length_and_end_of_responses(make_tiny_lm, word_tokenizer):
+    """A third of the vocabulary ends the turn, so that responses of every length occur."""
+    lm = make_tiny_lm(tokenizer=word_tokenizer)
+    ends = list(range(0, 6060, 3))
+    drawn = lm.generate([[5, 6, 7]] * 40, seed=1, max_new_tokens=4, end_ids=ends)
+    lengths = np.asarray([len(ids) for ids in drawn.token_ids])
+    assert set(lengths.tolist()) == {1, 2, 3, 4}
+    for ids, done, text in zip(drawn.token_ids, drawn.finished, drawn.texts, strict=True):
+        assert done == (ids[-1] % 3 == 0)
+        assert done or len(ids) == 4
+        assert all(i % 3 for i in ids[:-1])
+        assert len(text.split()) == len(ids) - done
+    assert 0 < drawn.finished.sum() < 40
+
+
+def test_end_tokens_come_from_the_checkpoint(make_tiny_lm):
+    lm = make_tiny_lm(eos_token_ids=tuple(range(6060)))
+    drawn = lm.generate([[5]] * 4, max_new_tokens=5)
+    assert [len(ids) for ids in drawn.token_ids] == [1] * 4
+    assert drawn.finished.all()
+
+
+def test_texts_are_prompted_as_ids(tiny_chat_lm):
+    by_text = tiny_chat_lm.generate(["w1 w2"], max_new_tokens=4)
+    assert by_text.token_ids == tiny_chat_lm.generate([[8, 9]], max_new_tokens=4).token_ids
+    words = [tiny_chat_lm.tokenizer.convert_ids_to_tokens(i) for i in by_text.token_ids[0]]
+    assert by_text.texts[0].split() == [w for w in words if w != "<end>"]
+
+
+def test_prompts_beyond_the_window_are_refused(tiny_lm):
+    tiny_lm.generate([[5] * 201], max_new_tokens=10)
+    with pytest.raises(DataError, match=r"Request 1 takes 212 tokens .* window holds 211"):
+        tiny_lm.generate([[5], [5] * 202], max_new_tokens=10)
+    with pytest.raises(DataError, match="needs at least one token"):
+        tiny_lm.generate([[]])
+
+
+def test_logits_that_are_not_finite_are_refused(make_tiny_lm):
+    decoder = make_tiny_lm().decoder
+    decoder.norm.scale[...] = decoder.norm.scale[...].at[3].set(np.nan)
+    with pytest.raises(FaultError, match=r"not finite in sample 0"):
+        FlaxLM(decoder).generate([[5]], max_new_tokens=2)

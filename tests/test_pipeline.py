@@ -1,0 +1,493 @@
+"""The whole job in miniature: every artefact, its numbers by other means, and steps done once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import arviz
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.special import logsumexp
+
+from mop_jax import pipeline, steps
+from mop_jax.encoder import SentenceEncoder
+from mop_jax.inference import gate_at, load_posterior
+from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.pipeline import read_config
+from mop_jax.prompts import DEFAULT_INSTRUCTION
+from mop_jax.run_folder import RunFolder, file_hash
+from mop_jax.workspace import Workspace
+from tests.run_fixtures import contents, records, undo, unfinished_files
+
+pytest_plugins = ("tests.run_fixtures",)
+
+PREDICTORS = ("zero_shot", "persona_only", "uniform_mixture", "uniform_gate_temperature",
+              "mop_no_temperature", "mop")  # fmt: skip
+FIGURES = ("elbo", "persona_weights", "exemplar_gate", "embedding_map", "held_out",
+           "candidate_check")  # fmt: skip
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+@pytest.fixture(scope="module")
+def workspace(finished_run):
+    return Workspace(RunFolder(finished_run, read_config(finished_run)))
+
+
+@pytest.fixture
+def performed(monkeypatch) -> list[str]:
+    """Names of the steps whose work is done from now on."""
+    names: list[str] = []
+
+    def counted(name, work):
+        def wrapper(space):
+            names.append(name)
+            work(space)
+
+        return wrapper
+
+    for name, work in list(pipeline._WORK.items()):
+        monkeypatch.setitem(pipeline._WORK, name, counted(name, work))
+    return names
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    """Loading a language model or an encoder fails the test."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(FlaxLM, "from_pretrained", refuse)
+    monkeypatch.setattr(SentenceEncoder, "from_pretrained", refuse)
+
+
+# Artefacts
+
+
+def test_every_artefact_is_there_and_nothing_else(finished_run):
+    wanted = {name for outputs in pipeline._OUTPUTS.values() for name in outputs}
+    found = set(contents(finished_run)) - {"manifest.json"}
+    journals = {name for name in found if name.startswith("likelihoods/") and "/" in name[12:]}
+    assert {Path(name).name for name in journals} == {"scores.bin", "about.json"}
+    assert found - journals == wanted
+    assert not unfinished_files(finished_run)
+
+
+def test_the_manifest_tells_how_the_run_was_made(finished_run, materials):
+    manifest = read_json(finished_run / "manifest.json")
+    assert manifest["configuration"] == materials.config().model_dump(mode="json")
+    assert set(manifest["sources"]) == {"population", "language model", "sentence encoder"}
+    assert manifest["versions"]["jax"]
+    assert list(manifest["steps"]) == list(pipeline.STEPS)
+    for step in manifest["steps"].values():
+        assert step["state"] == "done"
+        assert step["seconds"] >= 0
+        for name, digest in step["outputs"].items():
+            assert file_hash(finished_run / name) == digest
+
+
+def test_records_personas_and_exemplars(finished_run, materials):
+    split = pd.read_parquet(finished_run / "records.parquet")
+    train, test = (split[split["split"] == side] for side in ("train", "test"))
+    assert (len(train), len(test)) == (24, 12)
+    assert not set(train["group"]) & set(test["group"])
+    original = records().set_index("id").loc[split["id"]]
+    assert split["response"].tolist() == original["review"].tolist()
+    assert split["weight"].tolist() == original["weight"].tolist()
+    personas = read_json(finished_run / "personas.json")
+    assert len(personas) == 2
+    assert sum(persona["cluster_size"] for persona in personas) == 24
+    for k, persona in enumerate(personas):
+        assert persona["text"].startswith("You are")
+        assert persona["source"] == "synthesised"
+        assert len(persona["record_ids"]) == 3
+        shown = train.set_index("id").loc[persona["record_ids"]]
+        assert (shown["cluster"] == k).all()
+    pool = pd.read_parquet(finished_run / "exemplars.parquet")
+    assert len(pool) == 4
+    assert set(pool["id"]) <= set(train["id"])
+    assert pool["text_key"].is_unique
+
+
+def test_no_candidate_is_an_exemplar_of_the_records_own_group(finished_run):
+    pool = pd.read_parquet(finished_run / "exemplars.parquet")
+    group_of = records().set_index("id")["film"]
+    for side, own in (("train", True), ("held_out", False)):
+        table = pd.read_parquet(finished_run / "likelihoods" / f"{side}.parquet")
+        records_group = group_of.loc[table["record"]].to_numpy()
+        exemplars_group = pool["group"].to_numpy()[table["exemplar"]]
+        assert not (records_group == exemplars_group).any()
+        # Guards the line above: there was something to leave out.
+        assert set(group_of.loc[table["record"].unique()]) & set(pool["group"]) if own else True
+    posterior = arviz.from_netcdf(finished_run / "posterior.nc")
+    train = posterior.constant_data["leave_out"]
+    same = group_of.loc[train["record"].to_numpy()].to_numpy()[:, None] == pool["group"].to_numpy()
+    np.testing.assert_array_equal(train.to_numpy().astype(bool), same)
+    assert same.any()
+
+
+def test_likelihoods_are_those_of_whole_prompts(finished_run, workspace):
+    """Against the model's own chat template and whole-prompt scoring: another road altogether."""
+    model = workspace.language_model
+    personas = [p["text"] for p in read_json(finished_run / "personas.json")]
+    pool = pd.read_parquet(finished_run / "exemplars.parquet")
+    everyone = pd.read_parquet(finished_run / "records.parquet").set_index("id")
+    for side in ("train", "held_out"):
+        table = pd.read_parquet(finished_run / "likelihoods" / f"{side}.parquet")
+        assert not table.duplicated(["record", "persona", "exemplar"]).any()
+        rows = table.sample(5, random_state=0)
+        prompts, responses = [], []
+        for row in rows.itertuples():
+            shown, asked = pool.iloc[row.exemplar], everyone.loc[row.record]
+            messages = [
+                {"role": "system", "content": f"{personas[row.persona]} {DEFAULT_INSTRUCTION}"},
+                {"role": "user", "content": shown["context"]},
+                {"role": "assistant", "content": shown["response"]},
+                {"role": "user", "content": asked["context"]},
+            ]
+            prompts.append(
+                model.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True
+                )
+            )
+            responses.append(f"{asked['response']}<|im_end|>")
+        columns = [name for name in table if name.startswith("log_likelihood_")]
+        assert len(columns) == len(workspace.grid.temperatures)
+        for column in (columns[0], "log_likelihood_1.0000", columns[-1]):
+            temperature = workspace.grid.temperatures[columns.index(column)]
+            exact = model.log_likelihood(prompts, responses, temperature=temperature)
+            np.testing.assert_allclose(rows[column], exact, atol=1e-3)
+        assert rows["log_likelihood_1.0000"].std() > 0.1
+
+
+def test_the_posterior_files_agree(finished_run):
+    posterior = load_posterior(finished_run / "gate.safetensors")
+    assert posterior.num_draws == 8
+    assert posterior.losses.shape == (60,)
+    stored = arviz.from_netcdf(finished_run / "posterior.nc")
+    groups = {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
+    assert groups <= set(stored.groups())
+    assert stored.posterior.sizes["draw"] == 8
+    assert stored.posterior.sizes["persona"] == 2
+    assert stored.posterior["log_temperature"].dims == ("chain", "draw", "persona")
+    assert set(stored.posterior.data_vars) == set(posterior.samples)
+    for name, values in posterior.samples.items():
+        np.testing.assert_array_equal(stored.posterior[name].to_numpy()[0], values)
+    assert stored.log_likelihood["response"].dims == ("chain", "draw", "record")
+    assert stored.log_likelihood.sizes["record"] == 24
+    pool = pd.read_parquet(finished_run / "exemplars.parquet")
+    assert stored.constant_data["exemplar"].to_numpy().tolist() == pool["id"].tolist()
+    assert json.loads(stored.posterior.attrs["configuration"])["name"] == "miniature"
+    for name in steps.ABLATIONS:
+        load_posterior(finished_run / "ablations" / f"{name}.safetensors")
+    assert set(read_json(finished_run / "fit.json")) == {"mop", *steps.ABLATIONS}
+
+
+def test_metrics_hold_every_predictor(finished_run):
+    metrics = read_json(finished_run / "metrics.json")
+    held_out = metrics["held_out"]
+    differences = {f"{name}_minus_uniform" for name in PREDICTORS if name != "uniform_mixture"}
+    assert set(held_out) == set(PREDICTORS) | differences
+    frame = pd.read_parquet(finished_run / "held_out.parquet")
+    weights = frame["weight"].to_numpy()
+    assert len(set(weights)) > 1
+    for name in PREDICTORS:
+        mean = np.average(frame[name], weights=weights)
+        assert held_out[name]["mean"] == pytest.approx(mean)
+        assert held_out[name]["se"] > 0
+        difference = mean - np.average(frame["uniform_mixture"], weights=weights)
+        if name != "uniform_mixture":
+            assert held_out[f"{name}_minus_uniform"]["mean"] == pytest.approx(difference)
+    assert metrics["num_train"] == 24
+    assert metrics["num_held_out"] == 12
+    check = read_json(finished_run / "figures" / "candidate_check.json")
+    assert (check["candidates"], check["compared_candidates"]) == (3, 6)
+    assert {k: check[k] for k in metrics["candidate_check"]} == metrics["candidate_check"]
+    assert check["mop_minus_uniform"] == held_out["mop_minus_uniform"]
+    low, high = np.transpose(metrics["temperature"]["interval_94"])
+    assert (low <= metrics["temperature"]["mean"]).all()
+    assert (metrics["temperature"]["mean"] <= high).all()
+
+
+def test_the_uniform_mixture_by_brute_force(finished_run, workspace):
+    """From the table of likelihoods, with sums written out; importance weights as proposed."""
+    table = pd.read_parquet(finished_run / "likelihoods" / "held_out.parquet")
+    scores = table.set_index(["record", "persona", "exemplar"])["log_likelihood_1.0000"]
+    side = workspace.sides["test"]
+    chosen = steps.candidates_for(workspace, side, 3, seed_offset=steps._HELD_OUT)
+    allowed = (~workspace.components.leave_out(side.records)).sum(axis=1)
+    expected = []
+    for i, record in enumerate(side.records.ids):
+        terms = [
+            scores[record, k, j] + weight - np.log(2) - np.log(allowed[i])
+            for k, j, weight in zip(
+                chosen.persona_index[i], chosen.exemplar_index[i], chosen.log_weight[i], strict=True
+            )
+            if weight > -np.inf
+        ]
+        expected.append(logsumexp(terms))
+    frame = pd.read_parquet(finished_run / "held_out.parquet")
+    assert frame["record"].tolist() == side.records.ids
+    np.testing.assert_allclose(frame["uniform_mixture"], expected, atol=1e-4)
+
+
+def test_the_baselines_by_whole_prompts(finished_run, workspace):
+    model = workspace.language_model
+    personas = [p["text"] for p in read_json(finished_run / "personas.json")]
+    frame = pd.read_parquet(finished_run / "held_out.parquet").iloc[:3]
+    everyone = pd.read_parquet(finished_run / "records.parquet").set_index("id")
+
+    def log_prob(system: list[str], record: str) -> float:
+        messages = [{"role": "system", "content": text} for text in system]
+        messages.append({"role": "user", "content": everyone.loc[record, "context"]})
+        prompt = model.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        return model.log_likelihood([prompt], [everyone.loc[record, "response"] + "<|im_end|>"])[0]
+
+    for row in frame.itertuples():
+        assert row.zero_shot == pytest.approx(log_prob([], row.record), abs=1e-3)
+        each = [log_prob([f"{text} {DEFAULT_INSTRUCTION}"], row.record) for text in personas]
+        mixed = logsumexp(each) - np.log(len(personas))
+        assert row.persona_only == pytest.approx(mixed, abs=1e-3)
+
+
+def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
+    rows = read_lines(finished_run / "simulated.jsonl")
+    assert [row["sample"] for row in rows] == list(range(20))
+    test = workspace.sides["test"].records
+    personas = [p["text"] for p in read_json(finished_run / "personas.json")]
+    pool = pd.read_parquet(finished_run / "exemplars.parquet")
+    posterior = load_posterior(finished_run / "gate.safetensors")
+    gate = gate_at(posterior, workspace.sides["test"].contexts)
+    omega = np.asarray(gate.exemplar_log_probs())
+    for row in rows:
+        i = row["sample"] % len(test)
+        assert row["record"] == test.ids[i]
+        assert row["context"] == test.contexts[i]
+        assert row["label"] == test.labels[i]
+        assert row["persona_text"] == personas[row["persona"]]
+        assert row["exemplar_record"] == pool["id"][row["exemplar"]]
+        assert row["seed"] == 3
+        s, k, j = row["draw"], row["persona"], row["exemplar"]
+        assert row["temperature"] == pytest.approx(float(gate.temperature[s, k]), rel=1e-5)
+        log_prob = float(gate.persona_log_probs[s, i, k]) + omega[s, i, k, j]
+        assert row["component_log_prob"] == pytest.approx(log_prob, abs=1e-4)
+        assert row["response_log_prob"] < 0
+    assert len({row["text"] for row in rows}) > 10
+    assert len({(row["persona"], row["exemplar"]) for row in rows}) > 3
+
+
+def test_simulated_log_probs_are_those_of_whole_prompts(finished_run, workspace):
+    """For responses that ended by themselves and survive a trip through their text."""
+    model, prompts = workspace.language_model, workspace.prompts
+    checked = 0
+    for row in read_lines(finished_run / "simulated.jsonl"):
+        components = workspace.components
+        if not row["finished"] or "�" in row["text"] or "<|" in row["text"]:
+            continue
+        prompt = prompts.component(
+            components.persona_texts[row["persona"]],
+            components.exemplar_texts[row["exemplar"]],
+            row["context"],
+        )
+        ids = prompts.response(row["text"])
+        score = model.log_likelihood(
+            [prompt.token_ids], [ids], temperature=row["temperature"]
+        )[0]  # fmt: skip
+        # The same text can be made of other tokens, which are less likely or more.
+        checked += abs(score - row["response_log_prob"]) < 1e-3
+    assert checked >= 1
+
+
+def test_figures_are_pictures(finished_run):
+    for name in FIGURES:
+        data = (finished_run / "figures" / f"{name}.png").read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert data[-8:-4] == b"IEND"
+        assert len(data) > 5_000
+
+
+# Steps are done once
+
+
+def test_a_second_run_loads_no_model_and_changes_nothing(finished_run, performed, no_models):
+    before = contents(finished_run, hidden=True)
+    exact = (finished_run / "manifest.json").read_bytes()
+    assert pipeline.run(finished_run) == finished_run
+    assert performed == []
+    assert contents(finished_run, hidden=True) == before
+    assert (finished_run / "manifest.json").read_bytes() == exact
+
+
+def test_steps_one_after_the_other_equal_the_whole_run(
+    finished_run, materials, performed, tmp_path
+):
+    folder, config = tmp_path / "run", materials.config()
+    for name in ("personas", "score", "fit", "evaluate", "simulate"):
+        step = getattr(pipeline, name)
+        assert step(config, folder) == folder
+        assert performed == [name]
+        step(folder)  # done already
+        assert performed == [name]
+        performed.clear()
+    pipeline.run(config, folder)
+    assert performed == ["figures"]
+    assert contents(folder) == contents(finished_run)
+
+
+def test_a_step_first_does_those_that_it_needs(copy_of_run, finished_run, performed):
+    undo(copy_of_run, "fit", "evaluate", "simulate", "figures")
+    pipeline.simulate(copy_of_run)
+    assert performed == ["fit", "simulate"]
+    names = ("gate.safetensors", "posterior.nc", "simulated.jsonl")
+    for name in names:
+        assert (copy_of_run / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_damaged_and_missing_artefacts_are_made_again(copy_of_run, finished_run, performed):
+    (copy_of_run / "figures" / "elbo.png").unlink()
+    with open(copy_of_run / "simulated.jsonl", "ab") as handle:
+        handle.write(b"x")
+    pipeline.run(copy_of_run)
+    assert performed == ["simulate", "figures"]
+    assert contents(copy_of_run) == contents(finished_run) | {
+        "manifest.json": contents(copy_of_run)["manifest.json"]
+    }
+
+
+def test_update_redoes_only_what_the_change_concerns(copy_of_run, materials, performed):
+    before = {p: p.stat().st_mtime_ns for p in copy_of_run.rglob("*") if p.is_file()}
+    old = read_lines(copy_of_run / "simulated.jsonl")
+    config = materials.config(simulation={"num_samples": 23})
+    pipeline.run(config, copy_of_run, update=True)
+    assert performed == ["simulate", "figures"]
+    new = read_lines(copy_of_run / "simulated.jsonl")
+    # A sample's text depends on the seed and its number alone.
+    assert [row["text"] for row in new[:20]] == [row["text"] for row in old]
+    assert len(new) == 23
+    touched = {p.relative_to(copy_of_run).as_posix() for p, t in before.items()
+               if p.stat().st_mtime_ns != t}  # fmt: skip
+    figures = set(pipeline._OUTPUTS["figures"])
+    assert touched - {".lock"} == {"simulated.jsonl", "manifest.json", *figures}
+    stored = read_json(copy_of_run / "manifest.json")["configuration"]
+    assert stored["simulation"]["num_samples"] == 23
+
+
+def test_an_interrupted_simulation_of_another_configuration_is_not_taken_over(
+    copy_of_run, materials, monkeypatch
+):
+    """Its journal holds responses that the new configuration would not have given."""
+    undo(copy_of_run, "simulate", "figures")
+    rows = iter(range(1000))
+    make_row = steps._simulated_row
+
+    def interrupted(*args):
+        if next(rows) == 17:  # the first batch of 16 is in the journal
+            raise KeyboardInterrupt
+        return make_row(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "_simulated_row", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.simulate(copy_of_run)
+    (journal,) = copy_of_run.glob(".simulated*")
+    assert len(journal.read_text("utf-8").split("\n")) > 16
+    config = materials.config(simulation={"max_new_tokens": 2})
+    pipeline.simulate(config, copy_of_run, update=True)
+    model = FlaxLM.from_pretrained(materials.language_model)
+    for row in read_lines(copy_of_run / "simulated.jsonl"):
+        assert len(model.tokenizer.encode(row["text"])) <= 4, row["text"]
+    assert not unfinished_files(copy_of_run)
+
+
+def test_update_may_bring_another_population(copy_of_run, materials, performed):
+    pipeline.personas(
+        materials.config(population={"query": "film != 'Jaws'"}), copy_of_run, update=True
+    )
+    assert performed == ["personas"]
+    frame = pd.read_parquet(copy_of_run / "records.parquet")
+    assert "Jaws" not in set(frame["group"])
+
+
+# Other settings
+
+
+def test_full_tables_the_plain_form_and_the_users_own_personas(materials, tmp_path):
+    """Everything scored, so that the uniform mixture follows from the artefacts alone."""
+    personas = tmp_path / "mine.txt"
+    personas.write_text("You love every film.\nYou are hard to please.\n", encoding="utf-8")
+    config = materials.config(
+        split={"by": "stratified"},
+        personas={"path": str(personas)},
+        prompt={"form": "plain", "end": "\n"},
+        candidates={"method": "full"},
+        evaluation={"num_candidates": 8},
+        simulation={"num_samples": 5},
+    )
+    folder = pipeline.run(config, tmp_path / "run")
+    stored = read_json(folder / "personas.json")
+    assert [p["text"] for p in stored] == ["You love every film.", "You are hard to please."]
+    assert {p["source"] for p in stored} == {"user"}
+    train = pd.read_parquet(folder / "likelihoods" / "train.parquet")
+    pool = pd.read_parquet(folder / "exemplars.parquet")
+    own = train["record"].to_numpy() == pool["id"].to_numpy()[train["exemplar"]]
+    assert not own.any()
+    assert len(train) == 2 * (24 * 4 - 4)  # all pairs but each exemplar's own record
+    table = pd.read_parquet(folder / "likelihoods" / "held_out.parquet")
+    scores = table["log_likelihood_1.0000"].groupby(table["record"])
+    expected = scores.apply(lambda terms: logsumexp(terms) - np.log(len(terms)))
+    frame = pd.read_parquet(folder / "held_out.parquet").set_index("record")
+    assert (scores.size() == 8).all()
+    np.testing.assert_allclose(
+        frame["uniform_mixture"], expected.loc[frame.index], atol=1e-4
+    )  # fmt: skip
+    check = read_json(folder / "metrics.json")["candidate_check"]
+    assert (check["candidates"], check["compared_candidates"]) == (8, 4)
+
+
+def test_renormalised_candidates_and_a_refreshed_fit(materials, copy_of_run, performed):
+    config = materials.config(
+        candidates={"method": "renormalised", "refresh": 1},
+        inference={"guide": "AutoDelta", "batch_size": 12, "num_steps": 40},
+        simulation={"num_samples": 5},
+    )
+    pipeline.run(config, copy_of_run, update=True)
+    assert performed == ["score", "fit", "evaluate", "simulate", "figures"]
+    stored = arviz.from_netcdf(copy_of_run / "posterior.nc").constant_data
+    weights = stored["log_weight"].to_numpy()
+    assert set(np.unique(weights)) <= {0.0, -np.inf}
+    # The fit is to the refreshed candidates, which are scored and on disk.
+    table = pd.read_parquet(copy_of_run / "likelihoods" / "train_1.parquet")
+    scored = set(zip(table["record"], table["persona"], table["exemplar"], strict=True))
+    used = {
+        (record, int(k), int(j))
+        for i, record in enumerate(stored["record"].to_numpy())
+        for k, j, w in zip(
+            stored["persona_index"][i], stored["exemplar_index"][i], weights[i], strict=True
+        )
+        if w > -np.inf
+    }
+    assert used == scored
+    held_out = read_json(copy_of_run / "metrics.json")["held_out"]
+    assert all(np.isfinite(value["mean"]) for value in held_out.values())
+    performed.clear()
+    pipeline.run(config, copy_of_run)
+    assert performed == []
+
+
+def test_a_copied_run_folder_goes_on_elsewhere(finished_run, tmp_path, performed, no_models):
+    moved = Path(shutil.copytree(finished_run, tmp_path / "elsewhere" / "run"))
+    pipeline.run(moved)
+    assert performed == []
