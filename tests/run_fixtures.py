@@ -2,7 +2,8 @@
 
 The language model and the encoder are random but real in form: folders as Hugging Face and
 sentence-transformers lay them out. Test modules name this one in `pytest_plugins`, so that the
-finished run is made once for all of them.
+finished run is made once for all of them. They also import from it, which is before pytest sees it:
+PYTEST_DONT_REWRITE.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ def write_language_model(
     embedding = rng.normal(size=(vocab, width)) * 0.4
     # Bytes are rarer than words, and ends of turns more frequent: texts of a few words come out.
     embedding[:256] *= 0.3
+    embedding[backend.token_to_id("<|im_end|>")] *= 2.5
     tensors = {
         "model.embed_tokens.weight": embedding.astype(np.float32),
         "model.norm.weight": np.ones(width, np.float32),

@@ -378,10 +378,12 @@ def test_a_real_scorer_resumes_with_the_same_bits(tmp_path, tiny_lm):
     """Half of the pairs, in whatever batches they came, then all: as if never interrupted."""
     rng = np.random.default_rng(0)
     prompts = [
-        Prompt(((5, 6, 7 + i % 3), tuple(rng.integers(4, 6060, 3 + i % 5).tolist())), (9, 4 + i))
-        for i in range(40)
+        Prompt(
+            ((5, 6, 7 + i % 3), tuple(rng.integers(4, 6060, 3 + i % 5).tolist())), (9, 4 + i % 50)
+        )
+        for i in range(120)
     ]
-    responses = [tuple(rng.integers(4, 6060, 1 + i % 9).tolist()) for i in range(40)]
+    responses = [tuple(rng.integers(4, 6060, 1 + i % 9).tolist()) for i in range(120)]
     grid = TemperatureGrid()
 
     class Interrupted(Exception):
@@ -397,14 +399,14 @@ def test_a_real_scorer_resumes_with_the_same_bits(tmp_path, tiny_lm):
         def stop(keys, scores):
             append(keys, scores)
             seen.extend(keys)
-            if len(seen) >= 15:
+            if len(seen) >= 40:
                 raise Interrupted
 
         store.append = stop
         with pytest.raises(Interrupted):
             score_missing(store, tiny_lm, prompts, responses, grid=grid, memory=50_000.0)
     with opened(tmp_path / "b", grid=grid) as store:
-        assert 15 <= len(store) < 40
+        assert 40 <= len(store) < 120
         resumed = score_missing(store, tiny_lm, prompts, responses, grid=grid, memory=50_000.0)
         store.compact()
         assert store.path.read_bytes() == expected

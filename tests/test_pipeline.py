@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from mop_jax import pipeline, steps
 from mop_jax.encoder import SentenceEncoder
-from mop_jax.inference import gate_at, load_posterior
+from mop_jax.inference import gate_at, load_posterior, simulate
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import read_config
 from mop_jax.prompts import DEFAULT_INSTRUCTION
@@ -289,26 +289,52 @@ def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
     assert len({(row["persona"], row["exemplar"]) for row in rows}) > 3
 
 
-def test_simulated_log_probs_are_those_of_whole_prompts(finished_run, workspace):
-    """For responses that ended by themselves and survive a trip through their text."""
-    model, prompts = workspace.language_model, workspace.prompts
-    checked = 0
-    for row in read_lines(finished_run / "simulated.jsonl"):
-        components = workspace.components
-        if not row["finished"] or "�" in row["text"] or "<|" in row["text"]:
-            continue
-        prompt = prompts.component(
-            components.persona_texts[row["persona"]],
-            components.exemplar_texts[row["exemplar"]],
-            row["context"],
+class Recorder:
+    """A language model that keeps the ids which it samples."""
+
+    def __init__(self, model: FlaxLM):
+        self.model, self.ids = model, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def sample_pairs(self, *args: Any, on_generated: Any, **options: Any) -> Any:
+        def record(indices, generation):
+            self.ids.update(zip(indices.tolist(), generation.token_ids, strict=True))
+            on_generated(indices, generation)
+
+        return self.model.sample_pairs(*args, on_generated=record, **options)
+
+
+def test_simulated_responses_again_by_hand(finished_run, workspace):
+    """The same samples in another batch, and their log-probabilities by whole prompts."""
+    components, side = workspace.components, workspace.sides["test"]
+    recorder = Recorder(workspace.language_model)
+    responses = simulate(
+        load_posterior(finished_run / "gate.safetensors"),
+        recorder,
+        workspace.prompts,
+        personas=components.persona_texts,
+        exemplars=components.exemplar_texts,
+        contexts=side.records.contexts,
+        context_embeddings=side.contexts,
+        num_samples=7,
+        seed=3,
+        max_new_tokens=8,
+    )
+    rows = read_lines(finished_run / "simulated.jsonl")[:7]
+    for response, row in zip(responses, rows, strict=True):
+        assert response.text == row["text"]
+        assert response.finished == row["finished"]
+        k, j = row["persona"], row["exemplar"]
+        assert (response.persona, response.exemplar, response.draw) == (k, j, row["draw"])
+        prompt = workspace.prompts.component(
+            components.persona_texts[k], components.exemplar_texts[j], row["context"]
         )
-        ids = prompts.response(row["text"])
-        score = model.log_likelihood(
-            [prompt.token_ids], [ids], temperature=row["temperature"]
-        )[0]  # fmt: skip
-        # The same text can be made of other tokens, which are less likely or more.
-        checked += abs(score - row["response_log_prob"]) < 1e-3
-    assert checked >= 1
+        exact = recorder.log_likelihood(
+            [prompt.token_ids], [recorder.ids[row["sample"]]], temperature=row["temperature"]
+        )
+        assert row["response_log_prob"] == pytest.approx(exact[0], abs=1e-3)
 
 
 def test_figures_are_pictures(finished_run):

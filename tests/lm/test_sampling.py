@@ -11,6 +11,7 @@ import pytest
 from scipy.stats import chisquare
 
 from mop_jax.errors import DataError, FaultError
+from mop_jax.lm import sampling
 from mop_jax.lm.flax_lm import FlaxLM
 
 NUM_CHI_SQUARE = 7
@@ -32,6 +33,12 @@ def next_log_probs(tiny_lm):
         return tempered - np.logaddexp.reduce(tempered)
 
     return get
+
+
+@pytest.fixture
+def wide_batches(monkeypatch):
+    """More rows at a time than a CPU likes, to draw thousands of short samples quickly."""
+    monkeypatch.setitem(sampling.SLOTS, "cpu", 250)
 
 
 def sample(
@@ -63,6 +70,7 @@ def assert_follow(tokens, probs):
     assert chisquare(counts, expected * counts.sum() / expected.sum()).pvalue > LEVEL
 
 
+@pytest.mark.usefixtures("wide_batches")
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_first_tokens_follow_the_scored_probabilities(tiny_lm, next_log_probs, temperature):
     drawn = sample(tiny_lm, temperature)
@@ -73,6 +81,7 @@ def test_first_tokens_follow_the_scored_probabilities(tiny_lm, next_log_probs, t
     np.testing.assert_array_equal(drawn.finished, tokens == 3)
 
 
+@pytest.mark.usefixtures("wide_batches")
 def test_second_tokens_follow_too(tiny_lm):
     """The key is folded with the position: draws at two positions are independent."""
     drawn = sample(tiny_lm, 0.7, num=6_000, max_new_tokens=2)
@@ -86,6 +95,7 @@ def test_second_tokens_follow_too(tiny_lm):
     assert_follow(second, np.exp(logits / 0.7 - np.logaddexp.reduce(logits / 0.7)))
 
 
+@pytest.mark.usefixtures("wide_batches")
 @pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.5), (1.0, 0.3), (1.4, 0.05)])
 def test_nucleus_is_exact_and_renormalised(tiny_lm, next_log_probs, temperature, top_p):
     log_probs = next_log_probs(temperature)

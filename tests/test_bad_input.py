@@ -1,0 +1,453 @@
+"""Bad input through the command line: one clear sentence, the right status, nothing lost."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import arviz
+import numpy as np
+import pytest
+
+from mop_jax import pipeline, steps
+from mop_jax.errors import FaultError
+from mop_jax.inference import write_netcdf
+from mop_jax.likelihoods import LikelihoodStore
+from mop_jax.population import Population
+from tests.run_fixtures import Materials, contents, records, undo, unfinished_files, write_yaml
+
+pytest_plugins = ("tests.run_fixtures",)
+
+Change = Callable[[Materials, Path], dict[str, Any]]
+
+
+def text_file(content: bytes, name: str = "bad.csv") -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        (folder / name).write_bytes(content)
+        return str(folder / name)
+
+    return write
+
+
+def population(content: bytes, **fields: Any) -> Change:
+    return lambda materials, folder: {"population": {"path": text_file(content)(folder), **fields}}
+
+
+def csv_of(change: Callable[[Any], Any]) -> bytes:
+    frame = records()
+    changed = change(frame)
+    return (frame if changed is None else changed).to_csv(index=False).encode()
+
+
+def blank_response(frame):
+    frame.loc[6, "review"] = "   "
+
+
+def duplicate_id(frame):
+    frame.loc[9, "id"] = "r04"
+
+
+def zero_weight(frame):
+    frame.loc[2, "weight"] = 0
+
+
+def no_model(materials, folder):
+    return {"language_model": {"path": str(folder / "nowhere")}}
+
+
+def copied(part: str, break_it: Callable[[Path], None]) -> Change:
+    """A checkpoint with something broken in it."""
+
+    def change(materials: Materials, folder: Path) -> dict[str, Any]:
+        target = folder / part
+        shutil.copytree(getattr(materials, part), target)
+        break_it(target)
+        return {part: {"path": str(target)}}
+
+    return change
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def garble(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(b"{ not json")
+
+
+def other_model_type(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "gpt2"}))
+
+
+def gguf(materials: Materials, folder: Path) -> dict[str, Any]:
+    from gguf import GGUFWriter
+
+    path = folder / "model.gguf"
+    writer = GGUFWriter(path, "mamba")
+    writer.add_context_length(128)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return {"language_model": {"path": str(path)}}
+
+
+def not_gguf(materials: Materials, folder: Path) -> dict[str, Any]:
+    return {"language_model": {"path": text_file(b"GGUF but not really", "model.gguf")(folder)}}
+
+
+def personas_file(content: bytes, name: str = "personas.txt") -> Change:
+    return lambda materials, folder: {"personas": {"path": text_file(content, name)(folder)}}
+
+
+# What is wrong, the exit status, and what the sentence must say.
+CASES: dict[str, tuple[Change, int, list[str]]] = {
+    "empty file": (population(b""), 2, ["bad.csv is empty", "at least one record"]),
+    "header only": (population(b"id,film,mood,review,weight\n"), 2, ["bad.csv", "no records"]),
+    "no such file": (
+        lambda m, f: {"population": {"path": "none.csv"}}, 2, ["none.csv", "not found"],
+    ),
+    "missing column": (
+        lambda m, f: {"population": {"response": "verdict"}}, 2, ["reviews.csv", "'verdict'"],
+    ),
+    "empty response": (population(csv_of(blank_response)), 2, ["Row 7", "empty response"]),
+    "duplicate ids": (population(csv_of(duplicate_id)), 2, ["Rows 5 and 10", "'r04'"]),
+    "weight of zero": (population(csv_of(zero_weight)), 2, ["Row 3", "weight", "positive"]),
+    "wrong encoding": (
+        population("id,film,mood,review,weight\na,Ran,fresh,très beau,1\n".encode("latin-1")),
+        2,
+        ["bad.csv is not UTF-8", "0xe8", "line 2"],
+    ),
+    "ragged rows": (population(b"id,film\na,b\nc,d,e,f\n"), 2, ["bad.csv is malformed"]),
+    "template": (
+        lambda m, f: {"population": {"template": "{{ nothing }}"}}, 2, ["template", "nothing"],
+    ),
+    "more personas than records": (
+        lambda m, f: {"personas": {"num_personas": 25}}, 2, ["25 personas", "24"],
+    ),
+    "more exemplars than records": (
+        lambda m, f: {"exemplars": {"num_exemplars": 25}}, 2, ["25 exemplars", "24"],
+    ),
+    "test part too large": (lambda m, f: {"split": {"test_size": 40}}, 2, ["test", "records"]),
+    "blank persona": (personas_file(b"You are warm.\n\nYou are cold.\n"), 2, ["line 2", "blank"]),
+    "blank persona in JSON": (
+        personas_file(b'["You are warm.", " "]', "p.json"), 2, ["p.json, entry 2", "blank"],
+    ),
+    "no personas": (personas_file(b""), 2, ["personas.txt", "no personas"]),
+    "missing checkpoint": (no_model, 2, ["nowhere", "not found"]),
+    "missing weights": (
+        copied("language_model", remove("model.safetensors")), 1, ["model.safetensors"],
+    ),
+    "missing configuration": (
+        copied("language_model", remove("config.json")), 1, ["config.json is missing"],
+    ),
+    "truncated weights": (copied("language_model", truncate), 1, ["no readable safetensors"]),
+    "garbled configuration": (
+        copied("language_model", garble("config.json")), 1, ["config.json is not valid JSON"],
+    ),
+    "garbled tokenizer": (
+        copied("language_model", garble("tokenizer.json")), 1, ["tokenizer could not be read"],
+    ),
+    "no tokenizer": (
+        copied("language_model", remove("tokenizer.json")), 2, ["tokenizer"],
+    ),
+    "another architecture": (
+        copied("language_model", other_model_type), 2, ["model_type 'gpt2'", "supported: 'llama'"],
+    ),
+    "gguf of another architecture": (gguf, 2, ["'mamba' is not supported", "supported: 'llama'"]),
+    "no gguf": (not_gguf, 1, ["model.gguf is no readable GGUF file"]),
+    "missing encoder": (lambda m, f: {"encoder": {"path": str(f / "no")}}, 2, ["not found"]),
+    "truncated encoder": (copied("encoder", truncate), 1, ["model.safetensors is corrupt"]),
+    "encoder of another kind": (copied("encoder", other_model_type), 2, ["'gpt2'", "bert"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_sentence(mop, materials, tmp_path, case):
+    change, status, words = CASES[case]
+    settings = materials.settings(**change(materials, tmp_path))
+    path = write_yaml(tmp_path / "config.yaml", settings)
+    folder = tmp_path / "run"
+    given = contents(materials.folder)
+    ended = mop("run", path, "--out", folder)
+    assert ended.status == status, ended.err
+    for word in words:
+        assert word in ended.sentence
+    assert ended.sentence.endswith(".") or ended.sentence.endswith(")")
+    assert ended.out == ""
+    # Nothing half-written, and the user's own files as they were.
+    assert set(contents(folder)) == {"manifest.json"}
+    assert not unfinished_files(folder)
+    assert contents(materials.folder) == given
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("name: [", ["not valid YAML"]),
+        ("- a\n- b\n", ["must hold named sections"]),
+        ("", ["must hold named sections"]),
+        ("name: x\n", ["population", "required"]),
+        (None, ["was not found", "demo, rotten_tomatoes"]),
+    ],
+)
+def test_a_bad_configuration_file(mop, tmp_path, content, words):
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    ended = mop("run", path, "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert all(word in ended.sentence for word in [str(path), *words])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"personas": {"number": 3}}, ["personas.number", "not permitted"]),
+        ({"seeds": 3}, ["seeds", "not permitted"]),
+        ({"inference": {"num_steps": "many"}}, ["inference.num_steps", "integer"]),
+        ({"candidates": {"method": "best"}}, ["candidates.method", "'importance'"]),
+        ({"prompt": {"form": "custom"}}, ["prompt", "custom needs component"]),
+    ],
+)
+def test_a_bad_field_is_named(mop, materials, tmp_path, changes, words):
+    path = write_yaml(tmp_path / "config.yaml", materials.settings(**changes))
+    ended = mop("run", path, "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert all(word in ended.sentence for word in [str(path), *words])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_response_beyond_the_context_window_names_its_record(mop, materials, tmp_path):
+    """Found before any scoring starts, so nothing is scored in vain."""
+    settings = materials.settings()
+    fields = {k: v for k, v in settings["population"].items() if k != "path"}
+    whole = Population.from_file(materials.records, seed=3, **fields)
+    train = whole.split(12, by="group", seed=3, train_size=24)[0].ids
+    frame = records().set_index("id")
+    long = train[5]
+    frame.loc[long, "review"] = "A warm film with a tender plot. " * 120
+    frame.to_csv(tmp_path / "long.csv")
+    settings = materials.settings(population={"path": str(tmp_path / "long.csv")})
+    folder = tmp_path / "run"
+    ended = mop("run", write_yaml(tmp_path / "config.yaml", settings), "-o", folder)
+    assert ended.status == 2
+    assert f"Record {long}" in ended.sentence
+    assert "context window holds 640" in ended.sentence
+    assert not list(folder.glob("likelihoods/train.parquet"))
+    assert all(p.stat().st_size == 0 for p in folder.glob("likelihoods/*/scores.bin"))
+    assert not unfinished_files(folder)
+
+
+def test_a_response_with_the_end_of_a_turn_is_refused(mop, materials, tmp_path):
+    frame = records()
+    frame["review"] += " <|im_end|> And so on."
+    frame.to_csv(tmp_path / "turns.csv", index=False)
+    settings = materials.settings(
+        population={"path": str(tmp_path / "turns.csv")},
+        personas={"path": text_file(b"You are warm.\nYou are cold.\n", "p.txt")(tmp_path)},
+    )
+    ended = mop("score", write_yaml(tmp_path / "c.yaml", settings), "-o", tmp_path / "run")
+    assert ended.status == 2
+    assert "<|im_end|>" in ended.sentence
+    assert "special token" in ended.sentence
+
+
+# Run folders
+
+
+def test_another_configuration_leaves_the_folder_as_it_is(mop, materials, finished_run, tmp_path):
+    path = write_yaml(tmp_path / "c.yaml", materials.settings(exemplars={"num_exemplars": 5}))
+    before = contents(finished_run, hidden=True)
+    exact = (finished_run / "manifest.json").read_bytes()
+    ended = mop("run", path, "--out", finished_run)
+    assert ended.status == 2
+    assert "exemplars.num_exemplars is 4 there and 5 here" in ended.sentence
+    assert "--update" in ended.sentence
+    assert contents(finished_run, hidden=True) == before
+    assert (finished_run / "manifest.json").read_bytes() == exact
+
+
+def test_a_source_that_changed_leaves_finished_work_as_it_is(mop, materials, copy_of_run, tmp_path):
+    """Another model behind the same path: its scores must not be mixed with the old ones."""
+    from tests.run_fixtures import write_language_model
+
+    undo(copy_of_run, "evaluate", "simulate", "figures")
+    before = contents(copy_of_run)
+    moved = materials.folder / "aside"
+    materials.language_model.rename(moved)
+    try:
+        write_language_model(materials.language_model, seed=9)
+        ended = mop("evaluate", copy_of_run)
+    finally:
+        shutil.rmtree(materials.language_model)
+        moved.rename(materials.language_model)
+    assert ended.status == 2
+    assert "language model has changed" in ended.sentence
+    after = contents(copy_of_run)
+    assert {n: b for n, b in after.items() if n != "manifest.json"} == {
+        n: b for n, b in before.items() if n != "manifest.json"
+    }
+
+
+def test_somebody_elses_folder_is_left_alone(mop, materials, tmp_path):
+    folder = tmp_path / "thesis"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("x")
+    config = write_yaml(tmp_path / "c.yaml", materials.settings())
+    ended = mop("run", config, "--out", folder)
+    assert ended.status == 2
+    assert "no run folder" in ended.sentence
+    assert list(folder.iterdir()) == [folder / "thesis.tex"]
+    ended = mop("run", config, "--out", folder / "thesis.tex")
+    assert ended.status == 2
+    assert "is a file" in ended.sentence
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"format": "mop-jax run 1"'])
+def test_a_damaged_manifest_is_a_fault(mop, copy_of_run, content):
+    (copy_of_run / "manifest.json").write_bytes(content)
+    before = contents_without_manifest(copy_of_run)
+    ended = mop("run", copy_of_run)
+    assert ended.status == 1
+    assert "manifest.json is damaged" in ended.sentence
+    assert contents_without_manifest(copy_of_run) == before
+    assert (copy_of_run / "manifest.json").read_bytes() == content
+
+
+def test_a_manifest_of_another_version_is_a_fault(mop, copy_of_run):
+    path = copy_of_run / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["configuration"]["telepathy"] = {"level": 3}
+    path.write_text(json.dumps(manifest))
+    ended = mop("run", copy_of_run)
+    assert ended.status == 1
+    assert "another version" in ended.sentence
+
+
+def contents_without_manifest(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    }
+
+
+def test_a_damaged_store_is_a_fault_that_says_what_to_do(mop, copy_of_run):
+    undo(copy_of_run, "evaluate", "figures")
+    (path,) = copy_of_run.glob("likelihoods/*/scores.bin")
+    data = bytearray(path.read_bytes())
+    data[100] ^= 0xFF
+    path.write_bytes(data)
+    ended = mop("evaluate", copy_of_run)
+    assert ended.status == 1
+    assert "scores.bin: entry 1" in ended.sentence
+    assert "delete the file" in ended.sentence
+    assert path.read_bytes() == bytes(data)
+
+
+# A full disk: /dev/full refuses every write as a full disk does.
+
+
+def fill(path: Path) -> None:
+    """The next atomic write of `path` goes to a full disk."""
+    path.with_name(f".{path.stem}.partial{path.suffix}").symlink_to("/dev/full")
+
+
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+
+
+@needs_dev_full
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        ("personas", "records.parquet"),
+        ("score", "likelihoods/train.parquet"),
+        ("simulate", "simulated.jsonl"),
+        ("figures", "figures/elbo.png"),
+    ],
+)
+def test_a_full_disk_loses_nothing(mop, copy_of_run, finished_run, step, name):
+    undo(copy_of_run, step)
+    before = contents(copy_of_run)
+    fill(copy_of_run / name)
+    ended = mop("run", copy_of_run)
+    assert ended.status == 1
+    assert f"The disk is full: {copy_of_run / name}" in ended.sentence
+    after = contents(copy_of_run)
+    assert not (copy_of_run / name).exists()
+    for kept in before:
+        assert kept == "manifest.json" or after[kept] == before[kept]
+    assert mop("run", copy_of_run).status == 0
+    done = contents(copy_of_run)
+    for kept, data in contents(finished_run).items():
+        assert kept == "manifest.json" or done[kept] == data
+    assert not unfinished_files(copy_of_run)
+
+
+@needs_dev_full
+def test_a_full_disk_while_scoring(mop, copy_of_run, finished_run, monkeypatch):
+    """Entries that fitted stay; the run goes on from them and ends with the same bytes."""
+    undo(copy_of_run, "score")
+    (path,) = copy_of_run.glob("likelihoods/*/scores.bin")
+    path.unlink()
+    append, calls = LikelihoodStore.append, iter(range(1000))
+
+    def until_full(self, keys, scores):
+        if next(calls) == 2:
+            self._handle.close()
+            self._handle = open("/dev/full", "ab")  # noqa: SIM115
+        append(self, keys, scores)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LikelihoodStore, "append", until_full)
+        ended = mop("score", copy_of_run)
+    assert ended.status == 1
+    assert f"The disk is full: {path}" in ended.sentence
+    assert path.stat().st_size > 0
+    # Evaluation is to be done again as well: its scores were in the journal that is gone.
+    undo(copy_of_run, "evaluate")
+    pipeline.run(copy_of_run)
+    done = contents(copy_of_run)
+    for kept, data in contents(finished_run).items():
+        assert kept == "manifest.json" or done[kept] == data
+
+
+@needs_dev_full
+def test_a_full_disk_while_simulating(mop, copy_of_run, monkeypatch):
+    undo(copy_of_run, "simulate", "figures")
+
+    def open_full(path, *args, **kwargs):
+        full = str(path).endswith(".simulated.journal.jsonl")
+        return builtins.open("/dev/full" if full else path, *args, **kwargs)
+
+    monkeypatch.setattr(steps, "open", open_full, raising=False)
+    ended = mop("simulate", copy_of_run)
+    assert ended.status == 1
+    assert "The disk is full" in ended.sentence
+    assert not (copy_of_run / "simulated.jsonl").exists()
+
+
+@needs_dev_full
+def test_a_full_disk_under_the_posterior(copy_of_run):
+    """HDF5 reports a full disk in its own words, deep inside C."""
+    path = copy_of_run / "posterior.nc"
+    before = path.read_bytes()
+    posterior = arviz.from_netcdf(path)
+    fill(path)
+    with pytest.raises(FaultError, match=r"The disk is full: .*posterior\.nc"):
+        write_netcdf(path, posterior)
+    assert path.read_bytes() == before
+    assert not unfinished_files(copy_of_run)
