@@ -57,7 +57,7 @@ def compilation_cache() -> Iterator[None]:
     folder = Path(__file__).parents[1] / ".cache" / "jax-tests"
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
 

@@ -162,13 +162,21 @@ def test_responses_report_how_they_came_about(run, posterior, data, tiny_chat_lm
         assert (r.draw, r.persona, r.exemplar, r.temperature) == path
         assert r.component_log_prob == paths.log_prob[i]
         assert not data.leave_out[r.context_index, r.exemplar]
-        # Scored again from the text, after the component's own prompt.
-        prompt = prompts.component(PERSONAS[r.persona], EXEMPLARS[r.exemplar], r.context)
-        ids = tiny_chat_lm.tokenizer.encode(r.text, add_special_tokens=False)
-        ids = [*ids, prompts.end_id] if r.finished else ids
-        assert r.finished or len(ids) == 6
-        scored = tiny_chat_lm.log_likelihood([prompt.token_ids], [ids], temperature=r.temperature)
-        np.testing.assert_allclose(r.response_log_prob, scored[0], atol=1e-3)
+    # Scored again from the texts, after the components' own prompts.
+    whole = [
+        prompts.component(PERSONAS[r.persona], EXEMPLARS[r.exemplar], r.context).token_ids
+        for r in responses
+    ]
+    drawn = [
+        [*tiny_chat_lm.tokenizer.encode(r.text), *([prompts.end_id] if r.finished else [])]
+        for r in responses
+    ]
+    for temperature in {r.temperature for r in responses}:
+        scored = tiny_chat_lm.log_likelihood(whole, drawn, temperature=temperature)
+        for i, r in enumerate(responses):
+            assert r.finished or len(drawn[i]) == 6
+            if r.temperature == temperature:
+                np.testing.assert_allclose(r.response_log_prob, scored[i], atol=1e-3)
 
 
 def assert_equal(found, expected):
@@ -198,10 +206,10 @@ def test_an_interrupted_simulation_goes_on_with_the_same_bits(run):
 def test_truncation_reaches_the_language_model(run):
     """Near top_p = 0 the likeliest token is drawn at any temperature and seed."""
     greedy = run(top_p=1e-6)
-    again = run(top_p=1e-6, num_samples=60, seed=1)
+    again = run(top_p=1e-6, seed=1)
     texts = {(r.context, r.persona, r.exemplar): r.text for r in greedy}
     shared = [r for r in again if (r.context, r.persona, r.exemplar) in texts]
-    assert len(shared) > 5
+    assert len(shared) > 3
     assert all(r.text == texts[r.context, r.persona, r.exemplar] for r in shared)
 
 

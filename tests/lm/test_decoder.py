@@ -84,9 +84,9 @@ def test_pieces_through_a_cache_equal_torch(case, lm, width):
 def test_rows_of_a_ragged_cache_are_continued_by_number(case, lm):
     """Suffixes after prefixes of unequal lengths, in another order and more than once."""
     cut = np.minimum(case.lengths - 1, [5, 9, 2, 3][: len(case.lengths)])
-    cache = empty_cache(lm.config, len(cut), int(cut.max()) + 2, lm.decoder.dtype)
+    cache = empty_cache(lm.config, len(cut), int(case.lengths.max()) + 3, lm.decoder.dtype)
     heads = [ids[:stop] for ids, stop in zip(case.token_ids, cut)]
-    _, cache = extend(lm, cache, heads, int(cut.max()))
+    _, cache = extend(lm, cache, heads, 20)
     rows = [*range(len(cut)), 0][::-1]
     tails = [case.token_ids[r, cut[r] : case.lengths[r]] for r in rows]
     found, _ = extend(lm, cache, tails, max(map(len, tails)) + 2, rows)
@@ -95,9 +95,14 @@ def test_rows_of_a_ragged_cache_are_continued_by_number(case, lm):
         np.testing.assert_allclose(found[place], expected, atol=TOLERANCE)
 
 
-def test_greedy_decoding_follows_torch_token_by_token(case, lm):
+@pytest.mark.parametrize("name", ["biased_untied", "llama3_rope"])
+def test_greedy_decoding_follows_torch_token_by_token(golden, golden_lm, name):
+    case = golden(name)
     prompt = case.token_ids[0, : case.lengths[0]].tolist()
-    drawn = lm.generate([prompt], temperature=0, max_new_tokens=len(case.greedy), end_ids=[1])
+    drawn = golden_lm(name).generate(
+        [prompt], temperature=0, max_new_tokens=len(case.greedy), end_ids=[1]
+    )
+    assert len(set(case.greedy)) > 5
     assert drawn.token_ids == [case.greedy]
 
 

