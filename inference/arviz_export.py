@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 import numpyro
-from numpyro.ops.pytree import PytreeTrace
 
 with warnings.catch_warnings():
     # ArviZ 0.x announces its successor at every import.
@@ -110,21 +109,21 @@ def to_inference_data(
 
 def site_dims(posterior: Posterior, data: MixtureData) -> dict[str, list[str]]:
     """The names of each latent site's dimensions: its plates, then its `event_dims`."""
+    named: dict[str, list[str]] = {}
 
-    def dims() -> PytreeTrace:
+    # Noted on the way rather than returned: JAX compares what it is returned with earlier calls',
+    # and cannot compare the arrays among a site's settings (such as the scale by weights).
+    def note_dims() -> None:
         model = numpyro.handlers.substitute(
             numpyro.handlers.seed(posterior.model, 0), substitute_fn=numpyro.infer.init_to_sample
         )
         trace = numpyro.handlers.trace(model).get_trace(data, **posterior.model_kwargs)
-        for site in trace.values():
-            site.pop("fn", None)
-        return PytreeTrace(trace)
+        for name, site in trace.items():
+            if site["type"] in ("sample", "deterministic") and not site.get("is_observed", False):
+                plates = [f.name for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)]
+                named[name] = plates + list(site.get("infer", {}).get("event_dims", []))
 
-    named = {}
-    for name, site in jax.eval_shape(dims).trace.items():
-        if site["type"] in ("sample", "deterministic") and not site.get("is_observed", False):
-            plates = [f.name for f in sorted(site["cond_indep_stack"], key=lambda f: f.dim)]
-            named[name] = plates + list(site.get("infer", {}).get("event_dims", []))
+    jax.eval_shape(note_dims)
     return {name: dims for name, dims in named.items() if dims and name in posterior.samples}
 
 

@@ -63,6 +63,12 @@ def compilation_cache() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A suite started in the background ignores Ctrl-C, and so would the processes it starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def no_progress_bars() -> Iterator[None]:
     """Bars would only clutter the report."""
     with progress.enabled(False):

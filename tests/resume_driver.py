@@ -93,13 +93,10 @@ def at_response(number: int) -> None:
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "personas, first artefact": lambda: before_move("personas.json"),
     "personas, last artefact": lambda: before_move("embeddings.safetensors"),
     "score, torn entry": lambda: at_append(2, torn=True),
-    "score, later": lambda: at_append(2),
     "score, journal in order": lambda: before_move("scores.bin"),
     "fit, second model": lambda: at_fit_chunk(27),
-    "fit, posterior": lambda: before_move("posterior.nc"),
     "evaluate, scoring": lambda: at_append(2),
     "evaluate, metrics": lambda: before_move("metrics.json"),
     "simulate, second batch": lambda: at_response(18),

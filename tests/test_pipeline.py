@@ -429,12 +429,13 @@ def test_an_interrupted_simulation_of_another_configuration_is_not_taken_over(
         with pytest.raises(KeyboardInterrupt):
             pipeline.simulate(copy_of_run)
     (journal,) = copy_of_run.glob(".simulated*")
-    assert len(journal.read_text("utf-8").split("\n")) > 16
-    config = materials.config(simulation={"max_new_tokens": 2})
+    lines = journal.read_text("utf-8").split("\n")
+    assert len(lines) > 16
+    assert max(len(json.loads(line)["text"].split()) for line in lines[1:-1]) > 1
+    config = materials.config(simulation={"max_new_tokens": 1})
     pipeline.simulate(config, copy_of_run, update=True)
-    model = FlaxLM.from_pretrained(materials.language_model)
     for row in read_lines(copy_of_run / "simulated.jsonl"):
-        assert len(model.tokenizer.encode(row["text"])) <= 4, row["text"]
+        assert len(row["text"].split()) <= 1
     assert not unfinished_files(copy_of_run)
 
 
@@ -460,9 +461,8 @@ def test_full_tables_the_plain_form_and_the_users_own_personas(materials, tmp_pa
         prompt={"form": "plain", "end": "\n"},
         candidates={"method": "full"},
         evaluation={"num_candidates": 8},
-        simulation={"num_samples": 5},
     )
-    folder = pipeline.run(config, tmp_path / "run")
+    folder = pipeline.evaluate(config, tmp_path / "run")
     stored = read_json(folder / "personas.json")
     assert [p["text"] for p in stored] == ["You love every film.", "You are hard to please."]
     assert {p["source"] for p in stored} == {"user"}
@@ -487,10 +487,9 @@ def test_renormalised_candidates_and_a_refreshed_fit(materials, copy_of_run, per
     config = materials.config(
         candidates={"method": "renormalised", "refresh": 1},
         inference={"guide": "AutoDelta", "batch_size": 12, "num_steps": 40},
-        simulation={"num_samples": 5},
     )
-    pipeline.run(config, copy_of_run, update=True)
-    assert performed == ["score", "fit", "evaluate", "simulate", "figures"]
+    pipeline.evaluate(config, copy_of_run, update=True)
+    assert performed == ["score", "fit", "evaluate"]
     stored = arviz.from_netcdf(copy_of_run / "posterior.nc").constant_data
     weights = stored["log_weight"].to_numpy()
     assert set(np.unique(weights)) <= {0.0, -np.inf}
@@ -509,7 +508,7 @@ def test_renormalised_candidates_and_a_refreshed_fit(materials, copy_of_run, per
     held_out = read_json(copy_of_run / "metrics.json")["held_out"]
     assert all(np.isfinite(value["mean"]) for value in held_out.values())
     performed.clear()
-    pipeline.run(config, copy_of_run)
+    pipeline.evaluate(config, copy_of_run)
     assert performed == []
 
 

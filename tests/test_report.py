@@ -54,7 +54,7 @@ def test_the_table_holds_every_predictor_and_where_everything_is(tmp_path):
     lines = out.getvalue().splitlines()
     assert "12 records" in lines[0]
     for n, (name, label) in enumerate(NAMES.items()):
-        (row,) = (line for line in lines if f" {label} " in line)
+        (row,) = (line for line in lines if line.strip("│┃ ").startswith(f"{label} "))
         assert f"{-40.125 + n:.2f} ± 0.50" in row
         assert (f"{n - 2.0:+.2f} ± 0.25" in row) == (name != "uniform_mixture")
     joined = " ".join(" ".join(lines).split())

@@ -17,9 +17,15 @@ from mop_jax.lm.flax_lm import FlaxLM
 NUM_CHI_SQUARE = 7
 LEVEL = 1e-4 / NUM_CHI_SQUARE
 NUM_DRAWS = 4_000
-PREFIX = ((5, 99, 1234), (77, 8))
+PREFIX = ((5, 99, 234), (77, 8))
 REQUEST = (42, 7)
-PROMPT = [5, 99, 1234, 77, 8, 42, 7]
+PROMPT = [5, 99, 234, 77, 8, 42, 7]
+
+
+@pytest.fixture(scope="module")
+def tiny_lm(make_tiny_lm):
+    """Fewer tokens than elsewhere, so that thousands of draws say something about each."""
+    return make_tiny_lm(vocab_size=606)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,7 @@ def next_log_probs(tiny_lm):
 
 @pytest.fixture
 def wide_batches(monkeypatch):
-    """More rows at a time than a CPU likes, to draw thousands of short samples quickly."""
+    """More rows at a time than a CPU likes, to draw thousands of one-token samples quickly."""
     monkeypatch.setitem(sampling.SLOTS, "cpu", 250)
 
 
@@ -96,7 +102,7 @@ def test_second_tokens_follow_too(tiny_lm):
 
 
 @pytest.mark.usefixtures("wide_batches")
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.5), (1.0, 0.3), (1.4, 0.05)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 0.6), (1.4, 0.3)])
 def test_nucleus_is_exact_and_renormalised(tiny_lm, next_log_probs, temperature, top_p):
     log_probs = next_log_probs(temperature)
     order = np.argsort(-log_probs)
@@ -143,7 +149,7 @@ def test_reported_log_probs_are_those_of_scoring(tiny_lm):
         np.testing.assert_allclose(drawn.log_probs[chosen], again, atol=1e-3)
 
 
-PROMPTS = [[5, 6, 7], [900], [31, 77, 45, 12, 8, 9, 4, 4], [10] * 20, [5, 6, 8]]
+PROMPTS = [[5, 6, 7], [500], [31, 77, 45, 12, 8, 9, 4, 4], [10] * 20, [5, 6, 8]]
 
 
 def test_a_text_depends_on_seed_and_number_only(tiny_lm):
