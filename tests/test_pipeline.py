@@ -137,38 +137,40 @@ def test_no_candidate_is_an_exemplar_of_the_records_own_group(finished_run):
     assert same.any()
 
 
+def whole_prompt(model: FlaxLM, system: list[str], turns: list[str]) -> str:
+    """A prompt by the model's own chat template; `turns` are the user's and the assistant's."""
+    messages = [{"role": "system", "content": text} for text in system]
+    for number, text in enumerate(turns):
+        messages.append({"role": ("user", "assistant")[number % 2], "content": text})
+    return model.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
 def test_likelihoods_are_those_of_whole_prompts(finished_run, workspace):
     """Against the model's own chat template and whole-prompt scoring: another road altogether."""
-    model = workspace.language_model
+    model, grid = workspace.language_model, workspace.grid.temperatures
     personas = [p["text"] for p in read_json(finished_run / "personas.json")]
     pool = pd.read_parquet(finished_run / "exemplars.parquet")
     everyone = pd.read_parquet(finished_run / "records.parquet").set_index("id")
+    samples = []
     for side in ("train", "held_out"):
         table = pd.read_parquet(finished_run / "likelihoods" / f"{side}.parquet")
         assert not table.duplicated(["record", "persona", "exemplar"]).any()
-        rows = table.sample(5, random_state=0)
-        prompts, responses = [], []
-        for row in rows.itertuples():
-            shown, asked = pool.iloc[row.exemplar], everyone.loc[row.record]
-            messages = [
-                {"role": "system", "content": f"{personas[row.persona]} {DEFAULT_INSTRUCTION}"},
-                {"role": "user", "content": shown["context"]},
-                {"role": "assistant", "content": shown["response"]},
-                {"role": "user", "content": asked["context"]},
-            ]
-            prompts.append(
-                model.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=True
-                )
-            )
-            responses.append(f"{asked['response']}<|im_end|>")
-        columns = [name for name in table if name.startswith("log_likelihood_")]
-        assert len(columns) == len(workspace.grid.temperatures)
-        for column in (columns[0], "log_likelihood_1.0000", columns[-1]):
-            temperature = workspace.grid.temperatures[columns.index(column)]
-            exact = model.log_likelihood(prompts, responses, temperature=temperature)
-            np.testing.assert_allclose(rows[column], exact, atol=1e-3)
-        assert rows["log_likelihood_1.0000"].std() > 0.1
+        samples.append(table.sample(5, random_state=0))
+    rows = pd.concat(samples)
+    prompts, responses = [], []
+    for row in rows.itertuples():
+        shown, asked = pool.iloc[row.exemplar], everyone.loc[row.record]
+        system = [f"{personas[row.persona]} {DEFAULT_INSTRUCTION}"]
+        turns = [shown["context"], shown["response"], asked["context"]]
+        prompts.append(whole_prompt(model, system, turns))
+        responses.append(f"{asked['response']}<|im_end|>")
+    columns = [name for name in rows if name.startswith("log_likelihood_")]
+    assert len(columns) == len(grid)
+    for column in (columns[0], "log_likelihood_1.0000", columns[-1]):
+        temperature = grid[columns.index(column)]
+        exact = model.log_likelihood(prompts, responses, temperature=temperature)
+        np.testing.assert_allclose(rows[column], exact, atol=1e-3)
+    assert rows["log_likelihood_1.0000"].std() > 0.1
 
 
 def test_the_posterior_files_agree(finished_run):
@@ -247,20 +249,16 @@ def test_the_baselines_by_whole_prompts(finished_run, workspace):
     personas = [p["text"] for p in read_json(finished_run / "personas.json")]
     frame = pd.read_parquet(finished_run / "held_out.parquet").iloc[:3]
     everyone = pd.read_parquet(finished_run / "records.parquet").set_index("id")
-
-    def log_prob(system: list[str], record: str) -> float:
-        messages = [{"role": "system", "content": text} for text in system]
-        messages.append({"role": "user", "content": everyone.loc[record, "context"]})
-        prompt = model.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True
-        )
-        return model.log_likelihood([prompt], [everyone.loc[record, "response"] + "<|im_end|>"])[0]
-
-    for row in frame.itertuples():
-        assert row.zero_shot == pytest.approx(log_prob([], row.record), abs=1e-3)
-        each = [log_prob([f"{text} {DEFAULT_INSTRUCTION}"], row.record) for text in personas]
-        mixed = logsumexp(each) - np.log(len(personas))
-        assert row.persona_only == pytest.approx(mixed, abs=1e-3)
+    systems = [[], *([f"{text} {DEFAULT_INSTRUCTION}"] for text in personas)]
+    prompts, responses = [], []
+    for record in frame["record"]:
+        asked = everyone.loc[record]
+        prompts += [whole_prompt(model, system, [asked["context"]]) for system in systems]
+        responses += [f"{asked['response']}<|im_end|>"] * len(systems)
+    exact = model.log_likelihood(prompts, responses).reshape(len(frame), len(systems))
+    np.testing.assert_allclose(frame["zero_shot"], exact[:, 0], atol=1e-3)
+    mixed = logsumexp(exact[:, 1:], axis=1) - np.log(len(personas))
+    np.testing.assert_allclose(frame["persona_only"], mixed, atol=1e-3)
 
 
 def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
@@ -323,6 +321,7 @@ def test_simulated_responses_again_by_hand(finished_run, workspace):
         max_new_tokens=8,
     )
     rows = read_lines(finished_run / "simulated.jsonl")[:7]
+    prompts = []
     for response, row in zip(responses, rows, strict=True):
         assert response.text == row["text"]
         assert response.finished == row["finished"]
@@ -331,10 +330,12 @@ def test_simulated_responses_again_by_hand(finished_run, workspace):
         prompt = workspace.prompts.component(
             components.persona_texts[k], components.exemplar_texts[j], row["context"]
         )
-        exact = recorder.log_likelihood(
-            [prompt.token_ids], [recorder.ids[row["sample"]]], temperature=row["temperature"]
-        )
-        assert row["response_log_prob"] == pytest.approx(exact[0], abs=1e-3)
+        prompts.append(prompt.token_ids)
+    drawn = [recorder.ids[row["sample"]] for row in rows]
+    for i, row in enumerate(rows):
+        # All of them each time, one at its temperature is looked at: a single compiled shape.
+        exact = recorder.log_likelihood(prompts, drawn, temperature=row["temperature"])
+        assert row["response_log_prob"] == pytest.approx(exact[i], abs=1e-3)
 
 
 def test_figures_are_pictures(finished_run):
