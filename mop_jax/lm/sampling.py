@@ -219,6 +219,7 @@ def sample_pairs(
                 max_new_tokens=max_new_tokens,
             )
             drawn, counts = np.asarray(drawn), np.asarray(counts)
+            scores, ended = np.asarray(scores), np.asarray(ended)
             for row, i in enumerate(batch):
                 token_ids[i] = drawn[row, : counts[row]].tolist()
                 log_probs[i], finished[i] = float(scores[row]), bool(ended[row])

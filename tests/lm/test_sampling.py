@@ -18,8 +18,8 @@ NUM_CHI_SQUARE = 7
 LEVEL = 1e-4 / NUM_CHI_SQUARE
 NUM_DRAWS = 4_000
 PREFIX = ((5, 99, 234), (77, 8))
-REQUEST = (42, 7)
-PROMPT = [5, 99, 234, 77, 8, 42, 7]
+REQUEST = (42, 50)
+PROMPT = [5, 99, 234, 77, 8, 42, 50]
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_first_tokens_follow_the_scored_probabilities(tiny_lm, next_log_probs, t
 @pytest.mark.usefixtures("wide_batches")
 def test_second_tokens_follow_too(tiny_lm):
     """The key is folded with the position: draws at two positions are independent."""
-    drawn = sample(tiny_lm, 0.7, num=6_000, max_new_tokens=2)
+    drawn = sample(tiny_lm, 1.0, num=8_000, max_new_tokens=2)
     pairs = np.asarray([ids for ids in drawn.token_ids if len(ids) == 2])
     first = np.bincount(pairs[:, 0]).argmax()
     second = pairs[pairs[:, 0] == first, 1]
@@ -98,11 +98,11 @@ def test_second_tokens_follow_too(tiny_lm):
     logits = np.asarray(
         tiny_lm.logits(np.asarray([prompt]), np.asarray([len(prompt)])), np.float64
     )[0, -1]
-    assert_follow(second, np.exp(logits / 0.7 - np.logaddexp.reduce(logits / 0.7)))
+    assert_follow(second, np.exp(logits - np.logaddexp.reduce(logits)))
 
 
 @pytest.mark.usefixtures("wide_batches")
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.9), (1.0, 0.6), (1.4, 0.3)])
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 0.7), (1.0, 0.5), (1.4, 0.3)])
 def test_nucleus_is_exact_and_renormalised(tiny_lm, next_log_probs, temperature, top_p):
     log_probs = next_log_probs(temperature)
     order = np.argsort(-log_probs)
