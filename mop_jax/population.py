@@ -293,8 +293,9 @@ class Population:
             test_size: number of records, or a fraction below 1.
             by: "record" at random; "stratified", with the labels' shares kept in both parts;
                 "group", where no group is on both sides: whole groups in random order are held out,
-                as many as fit into `test_size`. If `train_size` is given too, as many as it takes
-                are held out and a random `test_size` of their records is kept.
+                as many as fit into `test_size`. If `train_size` is given too, groups are shared
+                out in the proportion of the two sizes and each part is a random draw from the
+                records of its groups.
             seed: of the split.
             train_size: number of records, or a fraction, to keep of the rest; all by default.
 

@@ -107,9 +107,7 @@ def _grouped(
     if num_train is None:
         held_out = _groups_that_fit(sizes, order, num_test)
     else:
-        # Records are being left out anyway, so the test part can be exactly as large as asked.
-        reached = np.cumsum(sizes[order]) >= num_test
-        held_out = order[: int(np.argmax(reached)) + 1]
+        held_out = order[: _num_held_out(sizes[order], num_test, num_train)]
     is_test = np.isin(group, held_out)
     train, test = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     if num_train is not None:
@@ -122,6 +120,20 @@ def _grouped(
         train = rng.choice(train, size=num_train, replace=False)
         test = rng.choice(test, size=num_test, replace=False)
     return train, test
+
+
+def _num_held_out(sizes: np.ndarray, num_test: int, num_train: int) -> int:
+    """How many of the groups, in this order, to hold out where records are left over anyway.
+
+    Their share of all records is that of `num_test` in `num_test + num_train`, so that both sides
+    draw their records from many groups: 200 records of 8 films say little about other films.
+    """
+    taken = np.cumsum(sizes)
+    wanted = max(num_test, round(taken[-1] * num_test / (num_test + num_train)))
+    least, number = (int(np.argmax(taken >= n)) + 1 for n in (num_test, wanted))
+    while number > least and taken[-1] - taken[number - 1] < num_train:
+        number -= 1
+    return number
 
 
 def _groups_that_fit(sizes: np.ndarray, order: np.ndarray, num_test: int) -> np.ndarray:

@@ -257,13 +257,14 @@ def evaluate_held_out(space: Workspace) -> None:
         ablation = load_posterior(ablation_path(space, name))
         log_probs[name] = posterior_predictive_log_prob(ablation, data)
     log_probs["mop"] = posterior_predictive_log_prob(posterior, data)
-    weights = side.records.weights
+    weights, groups = side.records.weights, side.records.groups
     difference_other = posterior_predictive_log_prob(posterior, data_other)
     difference_other = difference_other - uniform_log_prob(data_other, distribution=kind)
     check = candidate_check(
         (chosen.num_candidates, other.num_candidates),
         (log_probs["mop"] - log_probs["uniform_mixture"], difference_other),
         weights,
+        groups,
     )
     temperature = np.asarray(gate_at(posterior, side.contexts[:1]).temperature)
     low, high = np.quantile(temperature, [0.03, 0.97], axis=0)
@@ -276,10 +277,11 @@ def evaluate_held_out(space: Workspace) -> None:
         {
             "num_train": len(space.sides["train"].records),
             "num_held_out": len(side.records),
+            "num_held_out_groups": None if groups is None else len(set(groups)),
             "num_personas": len(space.components.personas),
             "num_exemplars": len(space.components.exemplars),
             "unit": "nats per record",
-            "held_out": summarise(log_probs, weights),
+            "held_out": summarise(log_probs, weights, groups),
             "candidate_check": check,
             "temperature": {
                 "mean": temperature.mean(axis=0).round(6).tolist(),

@@ -275,6 +275,16 @@ def write_yaml(path: Path, settings: dict[str, Any]) -> Path:
     return path
 
 
+def read_json(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text("utf-8"))
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON Lines file."""
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
 def contents(folder: Path, *, hidden: bool = False) -> dict[str, bytes]:
     """Every file's bytes by its relative path; `manifest.json` without timings."""
     found = {}

@@ -202,6 +202,17 @@ def test_split_by_group_keeps_groups_apart() -> None:
         assert not set(train.groups or []) & set(test.groups or [])
 
 
+def test_split_by_group_draws_held_out_records_from_many_groups() -> None:
+    population = toy(600, num_groups=60)
+    train, test = population.split(20, by="group", seed=1, train_size=40)
+    # A third of the groups is held out: 20 of them, of which 20 records meet more than a few.
+    assert len(set(test.groups or [])) > 8
+    assert len(set(train.groups or [])) > 20
+    # As many groups as leave enough to train on, where records are scarce.
+    train, test = population.split(50, by="group", seed=1, train_size=550)
+    assert (len(train), len(test)) == (550, 50)
+
+
 def test_split_refusals() -> None:
     population = toy(10)
     bare = Population(population.ids, population.contexts, population.responses)

@@ -12,6 +12,7 @@ from rich.console import Console
 from mop_jax import pipeline
 from mop_jax.errors import FaultError
 from mop_jax.report import NAMES, check_sentence, read_metrics, results_table
+from mop_jax.run_folder import file_hash
 from tests.run_fixtures import LINE_SEPARATOR, contents, undo
 
 pytest_plugins = ("tests.run_fixtures",)
@@ -83,8 +84,6 @@ def test_figures_of_whatever_a_model_writes(copy_of_run, materials):
     undo(copy_of_run, "figures")
     manifest = json.loads((copy_of_run / "manifest.json").read_text("utf-8"))
     # The edited file is taken as the step's own, so that only the figures are drawn again.
-    from mop_jax.run_folder import file_hash
-
     manifest["steps"]["simulate"]["outputs"]["simulated.jsonl"] = file_hash(path)
     (copy_of_run / "manifest.json").write_text(json.dumps(manifest))
     pipeline.run(copy_of_run)

@@ -1,21 +1,21 @@
 """Samples follow the scored probabilities, and depend on nothing but seed and sample number.
 
-The chi-square tests fail by chance at a rate of 1e-4 for the whole file: each of the
-`NUM_CHI_SQUARE` comparisons has its share of it. Seeds are fixed: they pass or fail for good.
+The statistical tests fail by chance at a rate of 1e-4 for the whole file: each of the
+`NUM_COMPARISONS` comparisons has its share of it. Seeds are fixed: they pass or fail for good.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import chisquare
+from scipy.stats import binomtest, chisquare
 
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm import sampling
 from mop_jax.lm.flax_lm import FlaxLM
 
-NUM_CHI_SQUARE = 7
-LEVEL = 1e-4 / NUM_CHI_SQUARE
+NUM_COMPARISONS = 8
+LEVEL = 1e-4 / NUM_COMPARISONS
 NUM_DRAWS = 4_000
 PREFIX = ((5, 99, 234), (77, 8))
 REQUEST = (42, 50)
@@ -88,17 +88,19 @@ def test_first_tokens_follow_the_scored_probabilities(tiny_lm, next_log_probs, t
 
 
 @pytest.mark.usefixtures("wide_batches")
-def test_second_tokens_follow_too(tiny_lm):
-    """The key is folded with the position: draws at two positions are independent."""
+def test_second_tokens_follow_too(tiny_lm, next_log_probs):
+    """The key is folded with the position, or a token once drawn would be drawn again too often."""
     drawn = sample(tiny_lm, 1.0, num=8_000, max_new_tokens=2)
-    pairs = np.asarray([ids for ids in drawn.token_ids if len(ids) == 2])
-    first = np.bincount(pairs[:, 0]).argmax()
-    second = pairs[pairs[:, 0] == first, 1]
-    prompt = [*PROMPT, int(first)]
-    logits = np.asarray(
-        tiny_lm.logits(np.asarray([prompt]), np.asarray([len(prompt)])), np.float64
-    )[0, -1]
-    assert_follow(second, np.exp(logits - np.logaddexp.reduce(logits)))
+    first, second = np.asarray([ids for ids in drawn.token_ids if len(ids) == 2]).T
+    vocabulary = np.arange(606)
+    prompts = np.asarray([[*PROMPT, token] for token in vocabulary])
+    logits = np.asarray(tiny_lm.logits(prompts, np.full(606, len(PROMPT) + 1)), np.float64)[:, -1]
+    conditional = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    weights = np.exp(next_log_probs(1.0)) * (vocabulary != 3)
+    joint = weights[:, None] * conditional / weights.sum()
+    assert_follow(second, joint.sum(axis=0))
+    repeats = binomtest(int((first == second).sum()), len(first), np.trace(joint))
+    assert repeats.pvalue > LEVEL
 
 
 @pytest.mark.usefixtures("wide_batches")
