@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from mop_jax import progress
 from mop_jax.errors import MopError
 
 app = typer.Typer(
@@ -123,7 +124,8 @@ def _one_sentence() -> Iterator[None]:
     1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
     """
     try:
-        yield
+        with progress.on_by_default():
+            yield
     except MopError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
