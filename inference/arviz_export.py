@@ -75,7 +75,8 @@ def to_inference_data(
     inference_data = arviz.from_dict(
         posterior={name: by_chain(value) for name, value in posterior.samples.items()},
         log_likelihood={"response": by_chain(log_likelihood)},
-        sample_stats={"lp": by_chain(weighted.sum(1))},
+        # Not `lp`, which in ArviZ is the log joint density: priors are not in it.
+        sample_stats={"weighted_log_likelihood": by_chain(weighted.sum(1))},
         observed_data={"response_log_likelihood": np.asarray(data.log_likelihood)},
         constant_data={
             "persona_index": np.asarray(data.persona_index),

@@ -1,8 +1,9 @@
 """Ancestral sampling from the posterior predictive: draw → persona → exemplar → response.
 
-Sample s has a random key of its own, `fold_in(seed, s)`: it picks a posterior draw θ, a persona
-from π(x; θ), an exemplar from Ω_k(x; θ), and the language model's response at temperature τ_k(θ).
-Nothing of it depends on which other samples are drawn with it.
+Sample s has random keys of its own, from the seed and s: with one it picks a posterior draw θ, a
+persona from π(x; θ) and an exemplar from Ω_k(x; θ), with the other, `fold_in(seed, s)`, the
+language model draws the response at temperature τ_k(θ). Nothing of it depends on which other
+samples are drawn with it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, gate_at
 from mop_jax.lm.base import Generation, LanguageModel
 from mop_jax.prompts import PromptBuilder
+
+_COMPONENT_STREAM = 2**31
 
 
 class ComponentDraws(NamedTuple):
@@ -95,7 +98,8 @@ def draw_components(
     context_index = np.asarray(context_index, int)
     samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
     num_draws = posterior.num_draws
-    root = jax.random.key(seed)
+    # Not the samples' own keys, from which the language model draws their tokens.
+    root = jax.random.fold_in(jax.random.key(seed), _COMPONENT_STREAM)
     draws, personas, exemplars, heats, log_probs = [], [], [], [], []
     used, place = np.unique(context_index, return_inverse=True)
     mask = None if leave_out is None else np.asarray(leave_out, bool)[used]

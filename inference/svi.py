@@ -222,7 +222,7 @@ def convergence_report(
     """Judges a loss trace: has the last quarter of the run still improved on the third?
 
     The verdict is an equivalence test, so a noisy trace cannot pass by being noisy: converged means
-    that we are sure (two standard errors) that the improvement is below `tolerance`.
+    that we are sure (two standard errors) that the change is below `tolerance`, either way.
 
     Args:
         losses: negative ELBO per step, nats, [num_steps].
@@ -241,9 +241,11 @@ def convergence_report(
     improvement = float(tail[0].mean() - tail[1].mean())
     standard_error = float(np.sqrt(tail.var(axis=1, ddof=1).sum() / num_batches))
     change = f"{improvement:+.4f} ± {standard_error:.4f} nats per record in the last quarter"
-    converged = improvement + 2 * standard_error < tolerance
+    converged = abs(improvement) + 2 * standard_error < tolerance
     if converged:
-        reason = f"Converged: the ELBO gained {change}, below {tolerance:g}."
+        reason = f"Converged: the ELBO gained {change}, within {tolerance:g} of nothing."
+    elif improvement < -2 * standard_error:
+        reason = f"Getting worse: the ELBO gained {change}; use a smaller learning rate."
     elif improvement > 2 * standard_error:
         reason = f"Still improving: the ELBO gained {change}; more steps are needed."
     else:

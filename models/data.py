@@ -32,7 +32,12 @@ class FeatureMap(NamedTuple):
 
     def __call__(self, embeddings: Array) -> Array:
         """Features [..., R] of embeddings [..., D]."""
-        return (embeddings - self.mean) @ self.basis
+        return product(embeddings - self.mean, self.basis)
+
+
+def product(left: Array, right: Array) -> jax.Array:
+    """A matrix product in full precision: accelerators would round the gate's logits to 8 bits."""
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
 class FeatureMaps(NamedTuple):
@@ -144,7 +149,9 @@ def mixture_data(
         log_likelihood: nats per response on the temperature grid, [N, C, G] (or [N, C] with G = 1).
         temperature_grid: increasing temperatures, [G].
         leave_out: True where exemplar j must not serve record i, [N, J]; nothing by default.
-        weights: positive weight of each record, [N]; ones by default.
+        weights: positive weight of each record, [N]; ones by default. They are scaled to a mean of
+            one: weights say whom a record stands for, not how many records there are, and
+            unscaled survey weights would make every posterior as narrow as the whole population's.
         feature_maps: the maps of an earlier data set; by default `fit_feature_maps` of this one.
         max_features: the most features per map when they are fitted here.
         dtype: floating-point type of the arrays made.
@@ -194,6 +201,7 @@ def mixture_data(
     _check_shape("weights", weights, (num_records,))
     if (weights <= 0).any():
         raise DataError(f"weights[{int(np.argmax(weights <= 0))}] must be positive.")
+    weights = (weights / weights.mean()).astype(dtype)
     return MixtureData(
         contexts,
         personas,

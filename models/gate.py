@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from mop_jax.models.data import MixtureData
+from mop_jax.models.data import MixtureData, product
 
 
 class GateLogits(NamedTuple):
@@ -94,13 +94,13 @@ def _inner_products(
     maps = data.feature_maps
     scale = context_kernel.shape[1] ** -0.25  # on both sides of an inner product: 1/√P
     features = maps.context(data.context_embeddings)
-    context = scale * (context_kernel[0] + features @ context_kernel[1:])
-    persona = scale * (maps.persona(data.persona_embeddings) @ persona_kernel)
+    context = scale * (context_kernel[0] + product(features, context_kernel[1:]))
+    persona = scale * product(maps.persona(data.persona_embeddings), persona_kernel)
     allowed = jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), context.dtype))
     if exemplar_kernel is None:
         uniform = jnp.zeros((data.num_personas, data.num_exemplars), context.dtype)
-        return GateLogits(context @ persona.T, allowed, uniform)
-    exemplar = scale * (maps.exemplar(data.exemplar_embeddings) @ exemplar_kernel)
+        return GateLogits(product(context, persona.T), allowed, uniform)
+    exemplar = scale * product(maps.exemplar(data.exemplar_embeddings), exemplar_kernel)
     if exemplar_context:
-        allowed = allowed + context @ exemplar.T
-    return GateLogits(context @ persona.T, allowed, persona @ exemplar.T)
+        allowed = allowed + product(context, exemplar.T)
+    return GateLogits(product(context, persona.T), allowed, product(persona, exemplar.T))

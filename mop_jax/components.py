@@ -178,7 +178,8 @@ class Components:
 
         Args:
             records: N records.
-            record_embeddings: h(x, y), [N, D].
+            record_embeddings: h(x, y), [N, D]; for `renormalised`, which is a predictive density
+                only if its components are chosen without seeing the response, h(x).
             num_candidates: C; all components are taken where there are no more.
             method: see `mop_jax.candidates`.
             seed: of the draws.
@@ -283,9 +284,11 @@ class Components:
         """
         grid = grid or TemperatureGrid()
         prompts = prompts or PromptBuilder(language_model.tokenizer)
+        contexts = encoder.encode(records.contexts)
+        importance = method == "importance"
         candidates = self.propose(
             records,
-            encoder.encode(record_texts(records)),
+            encoder.encode(record_texts(records)) if importance else contexts,
             num_candidates,
             method=method,
             seed=seed,
@@ -299,7 +302,6 @@ class Components:
                     opened, language_model, built, responses, grid=grid, names=names
                 )
         table = spread(candidates, pairs, scores)
-        contexts = encoder.encode(records.contexts)
         return self.data(records, contexts, candidates, table, grid, **options)
 
     def simulate(

@@ -112,6 +112,15 @@ class TemperatureConfig(_Section):
     step: float = Field(0.125, gt=0)
     multiples: list[int] = [13, 12, 11, 10, 9, 8, 7, 6, 5]
 
+    @model_validator(mode="after")
+    def _holds_unity(self) -> TemperatureConfig:
+        if not any(abs(m * self.step - 1) < 1e-9 for m in self.multiples):
+            raise ValueError(
+                f"the grid must hold τ = 1, at which baselines are scored: one of the multiples "
+                f"must be 1 / step = {1 / self.step:g}"
+            )
+        return self
+
 
 class ModelConfig(_Section):
     """Arguments of `mixture_of_personas`; those left out keep the model's defaults."""

@@ -195,7 +195,8 @@ class PersonaMixture(Distribution):
         persona_logits: log π up to a constant, [..., K].
         exemplar_record_logits: a, the record's part of log Ω, [..., J]; −∞ leaves an exemplar out.
         exemplar_persona_logits: b, the personas' part of log Ω, [K, J].
-        log_temperature: log τ of each persona, [K] or, one set per record, [..., K].
+        log_temperature: log τ of each persona, [K] or, one set per record, [..., K]; a τ beyond
+            the grid counts as the grid's end.
         persona_index: k of each candidate, [..., C].
         exemplar_index: j of each candidate, [..., C].
         log_weight: log importance weight of each candidate, [..., C].
@@ -269,8 +270,9 @@ class PersonaMixture(Distribution):
 
     @property
     def temperature(self) -> jax.Array:
-        """τ of each persona, [K] or [..., K]."""
-        return jnp.exp(self.log_temperature)
+        """τ of each persona, [K] or [..., K], confined to the grid: nothing is scored beyond."""
+        grid = self.temperature_grid
+        return jnp.clip(jnp.exp(self.log_temperature), grid[..., 0], grid[..., -1])
 
     @property
     def candidate_log_probs(self) -> jax.Array:

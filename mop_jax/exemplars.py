@@ -105,8 +105,9 @@ def leave_out_mask(
     Args:
         population_records: N records.
         exemplar_records: J records.
-        by: "record": those with the same normalised text, so itself and its duplicates; "group":
-            all of the record's own group as well.
+        by: "record": those with the same normalised text, so itself and its duplicates, and those
+            with the same long response whatever the context; "group": all of the record's own
+            group as well.
 
     Returns:
         bool [N, J], True where exemplar j must not serve record i.
@@ -115,6 +116,7 @@ def leave_out_mask(
         DataError: by "group", if either side has no groups.
     """
     mask = _equal_keys(population_records.text_keys, exemplar_records.text_keys)
+    mask |= _equal_keys(population_records.response_keys, exemplar_records.response_keys)
     if by == "group":
         if population_records.groups is None or exemplar_records.groups is None:
             raise DataError("Leaving out by group needs groups; name the group column.")
@@ -124,10 +126,11 @@ def leave_out_mask(
     return mask
 
 
-def _equal_keys(rows: Sequence[str], columns: Sequence[str]) -> np.ndarray:
+def _equal_keys(rows: Sequence[str | None], columns: Sequence[str | None]) -> np.ndarray:
+    # None equals nothing.
     codes: dict[str, int] = {}
-    left = np.array([codes.setdefault(key, len(codes)) for key in rows])
-    right = np.array([codes.setdefault(key, len(codes)) for key in columns])
+    left = np.array([-1 if key is None else codes.setdefault(key, len(codes)) for key in rows])
+    right = np.array([-2 if key is None else codes.setdefault(key, len(codes)) for key in columns])
     return left[:, None] == right[None, :]
 
 

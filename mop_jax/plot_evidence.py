@@ -83,6 +83,8 @@ def embedding_map(
     real_labels: Sequence[str] | None = None,
     simulated_labels: Sequence[str] | None = None,
     max_labels: int = 5,
+    reference: ArrayLike | None = None,
+    reference_name: str = "other real responses",
 ) -> Figure:
     """Real and simulated responses in the plane of the real ones' two main directions.
 
@@ -97,6 +99,9 @@ def embedding_map(
         real_labels: a label for each real response [N]; with both, one panel for each label.
         simulated_labels: a label for each simulated response [M].
         max_labels: panels for at most this many labels, the commonest among the real.
+        reference: embeddings [R, D] of responses that ought to look like the real ones, such as
+            training records; the caption gives the same two numbers for them.
+        reference_name: what they are.
 
     Raises:
         DataError: if a shape does not fit, or only one of the two has labels.
@@ -116,6 +121,14 @@ def embedding_map(
         raise DataError("`real_labels` and `simulated_labels` go together: give both or neither.")
     projection = PCA(n_components=2, svd_solver="full").fit(real_array)
     clouds = (projection.transform(real_array), projection.transform(simulated_array))
+    beside = ""
+    if reference is not None:
+        others = projection.transform(as_array("reference", reference, "R D", D=width))
+        if (compared := _compared(clouds[0], others)) is not None:
+            beside = (
+                f"\nFor comparison, {reference_name}: {compared[0]:.2f} times the area, "
+                f"{compared[1]:.2f} sd away."
+            )
     panels: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = [("All", clouds)]
     if real_labels is not None and simulated_labels is not None:
         of_real = as_names("real_labels", real_labels, "real response", num_real)
@@ -131,7 +144,7 @@ def embedding_map(
     figure = new_figure(
         _likeness(clouds),
         "Sentence embeddings on the first two principal components of the real responses.\n"
-        "Ellipses: 2 sd, which hold 86.5% of a Gaussian cloud; crosses: centres.",
+        "Ellipses: 2 sd, which hold 86.5% of a Gaussian cloud; crosses: centres." + beside,
         body_height=rows * (panel_height + 0.25) + 0.35,
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -163,16 +176,24 @@ def _likeness(clouds: tuple[np.ndarray, np.ndarray]) -> str:
 
     Not the share of simulated responses inside the real ellipse: that rewards a collapsed cloud.
     """
-    real = gaussian_ellipse(clouds[0])
-    if len(clouds[1]) < MIN_POINTS or real.axes.min() <= 1e-9 * real.axes.max():
+    compared = _compared(*clouds)
+    if compared is None:
         return "Real and simulated responses in embedding space"
-    simulated = gaussian_ellipse(clouds[1])
-    area = float(np.prod(simulated.axes / real.axes))
-    off = float(real.distance(simulated.centre[None])[0])
+    area, off = compared
     return (
         f"The simulated ellipse has {area:.2f} times the real one's area, "
         f"its centre {off:.2f} sd away"
     )
+
+
+def _compared(real: np.ndarray, other: np.ndarray) -> tuple[float, float] | None:
+    """Area of the other ellipse as a share of the real one's, and how far off its centre is."""
+    ellipse = gaussian_ellipse(real)
+    if len(other) < MIN_POINTS or ellipse.axes.min() <= 1e-9 * ellipse.axes.max():
+        return None
+    of_other = gaussian_ellipse(other)
+    area = float(np.prod(of_other.axes / ellipse.axes))
+    return area, float(ellipse.distance(of_other.centre[None])[0])
 
 
 def _equal_limits(points: np.ndarray, shape: float) -> list[tuple[float, float]]:
@@ -341,7 +362,9 @@ def _spoken(name: str) -> str:
 
 
 @styled
-def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figure:
+def candidate_check(
+    counts: ArrayLike, means: ArrayLike, ses: ArrayLike, *, reported: int = -1
+) -> Figure:
     """Whether enough candidates were scored: the gain over uniform against their number C.
 
     The log of an importance estimate is biased low, by a term in 1/C that differs between the two
@@ -351,6 +374,7 @@ def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figu
         counts: numbers of candidates for each record, increasing, such as C/2, C, 2C; [n], n ≥ 2.
         means: mop − uniform mixture at each, nats per record [n].
         ses: their paired standard errors [n].
+        reported: index of the estimate that is reported, whose standard error is the measure.
 
     Raises:
         DataError: if the shapes differ, counts do not increase or a standard error is negative.
@@ -363,7 +387,8 @@ def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figu
     if (se < 0).any():
         raise DataError("`ses` has a negative standard error; accepted: at least 0.")
     move = mean[-1] - mean[-2]
-    settled = abs(move) < se[-1]
+    claimed, error_of_claim = mean[reported], se[reported]
+    settled = abs(move) < error_of_claim
     verdict = (
         "Settled: the last move is less than one standard error."
         if settled
@@ -371,14 +396,15 @@ def candidate_check(counts: ArrayLike, means: ArrayLike, ses: ArrayLike) -> Figu
     )
     figure = new_figure(
         f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves {signed(move, 3)} nats; "
-        f"its standard error is {se[-1]:.3f}",
+        f"its standard error is {error_of_claim:.3f}",
         "Mop minus the uniform mixture on held-out records, ± 1 standard error, by the number of "
-        f"candidates scored.\n{verdict} Band: the last estimate ± 1 standard error.",
+        f"candidates scored.\n{verdict} Band: the reported estimate ± 1 standard error.",
         body_height=2.7,
     )
     axes = figure.subplots()
     colour = BLUE if settled else VERMILLION
-    axes.axhspan(mean[-1] - se[-1], mean[-1] + se[-1], color=FAINT, zorder=0)
+    band = (claimed - error_of_claim, claimed + error_of_claim)
+    axes.axhspan(*band, color=FAINT, zorder=0)
     axes.plot(number, mean, color=colour, linewidth=1.2, alpha=0.5)
     axes.errorbar(number, mean, yerr=se, fmt="o", color=colour, markersize=6, elinewidth=1.4)
     for x, y, error in zip(number, mean, se):

@@ -248,6 +248,11 @@ class Population:
         return [text_key(x, y) for x, y in zip(self.contexts, self.responses, strict=True)]
 
     @cached_property
+    def response_keys(self) -> list[str | None]:
+        """N hashes of long responses (see `response_key`); equal ones are one record twice too."""
+        return [response_key(y) for y in self.responses]
+
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that the population holds, in its order."""
         content = [self.ids, self.contexts, self.responses, self.labels, self.groups]
@@ -289,6 +294,9 @@ class Population:
     ) -> tuple[Population, Population]:
         """Splits into (train, test), each in the population's order.
 
+        A training record whose long response is held out too, under another context say, is
+        exchanged for another one that is left over, or dropped where none is.
+
         Args:
             test_size: number of records, or a fraction below 1.
             by: "record" at random; "stratified", with the labels' shares kept in both parts;
@@ -310,8 +318,24 @@ class Population:
             groups=self.groups,
             seed=seed,
             train_size=train_size,
+            twins=self.response_keys,
         )
         return self.take(train), self.take(test)
+
+
+# A response of fewer words than this may well be two people's; a longer one is one record twice.
+MIN_WORDS_OF_A_TWIN = 8
+
+
+def response_key(response: str) -> str | None:
+    """A hash of a normalised response that is too long to be anybody else's; None for a short one.
+
+    The same review may stand under two spellings of a film's name: whatever its context, it must
+    not serve itself as an exemplar, nor be held out from itself.
+    """
+    if len(response.split()) < MIN_WORDS_OF_A_TWIN:
+        return None
+    return text_key("", response)
 
 
 def text_key(context: str, response: str) -> str:

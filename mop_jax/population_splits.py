@@ -21,8 +21,11 @@ def split_rows(
     groups: Sequence[str] | None,
     seed: int,
     train_size: int | float | None,
+    twins: Sequence[str | None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sorted row numbers of the training and the test records; see `Population.split`.
+
+    Records with equal `twins` are the same record twice; None equals nothing.
 
     Raises:
         DataError: if there are too few records, or no labels or groups to split by.
@@ -53,7 +56,31 @@ def split_rows(
         train, test = _grouped(_codes(groups), num_test, num_train, rng)
     else:
         raise DataError(f"by is {by!r}; accepted are record, stratified and group.")
+    if twins is not None:
+        apart = np.ones(num_records, bool)
+        if by == "group":
+            codes = _codes(groups or [])
+            apart = ~np.isin(codes, codes[test])
+        train = _without_twins(train, test, twins, np.flatnonzero(apart), rng)
     return np.sort(train), np.sort(test)
+
+
+def _without_twins(
+    train: np.ndarray,
+    test: np.ndarray,
+    twins: Sequence[str | None],
+    eligible: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Exchanges training records that are held out under another context for unused ones."""
+    held_out = {twins[i] for i in test} - {None}
+    kept = np.asarray([i for i in train if twins[i] not in held_out], int)
+    if len(kept) == len(train):
+        return train
+    unused = np.setdiff1d(eligible, np.concatenate([train, test]))
+    spare = np.asarray([i for i in unused if twins[i] not in held_out], int)
+    missing = min(len(train) - len(kept), len(spare))
+    return np.concatenate([kept, rng.choice(spare, size=missing, replace=False)])
 
 
 def apportion(

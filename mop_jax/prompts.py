@@ -241,6 +241,12 @@ class PromptBuilder:
         return text[:cut], text[cut:]
 
     def _fill(self, text: str, values: dict[str, str]) -> tuple[int, ...]:
+        # An exemplar's response gets the very ids that scoring gives a response, its end included:
+        # after "\n" as the end, a tokenizer would merge a following "\n" into another token.
+        before, answer, after = text.partition("{exemplar_response}" + self.template.end)
+        if answer:
+            answered = self.response(values["exemplar_response"])
+            return self._fill(before, values) + answered + self._fill(after, values)
         filled = {"instruction": self.instruction, **values}
         for field in _FIELD.findall(text):
             self._refuse_special(filled[field])

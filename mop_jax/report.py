@@ -13,9 +13,8 @@ from rich.table import Table
 from mop_jax import atomic, plots
 from mop_jax.errors import FaultError
 from mop_jax.inference import Posterior, gate_at, load_posterior
-from mop_jax.personas import record_texts
 from mop_jax.plot_style import save_figure
-from mop_jax.workspace import Workspace, population_of
+from mop_jax.workspace import Workspace
 
 # Predictors in the order in which each adds something to the one before.
 NAMES = {
@@ -81,19 +80,20 @@ def _embedding_map(space: Workspace, folder: Path) -> None:
     lines = (space.path / "simulated.jsonl").read_text("utf-8").split("\n")
     simulated = [json.loads(line) for line in lines if line]
     frame = test.records.frame.iloc[[row["sample"] % len(test.records) for row in simulated]]
-    # An empty response has no sentence to embed: its context alone stands for it.
+    # An empty response has no sentence to embed.
     responses = [row["text"] or "…" for row in simulated]
-    records = population_of(
-        frame.assign(response=responses, id=[str(row["sample"]) for row in simulated])
-    )
     labels = test.records.labels
+    # Responses alone: with the requests, whatever is simulated would resemble the real.
+    encode = space.encoder.encode
     save_figure(
         folder / "embedding_map.png",
         plots.embedding_map(
-            test.texts,
-            space.encoder.encode(record_texts(records)),
+            encode(test.records.responses),
+            encode(responses),
             real_labels=labels,
-            simulated_labels=None if labels is None else records.labels,
+            simulated_labels=None if labels is None else frame["label"].tolist(),
+            reference=encode(space.sides["train"].records.responses),
+            reference_name="training responses",
         ),
     )
 
@@ -124,6 +124,7 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
         [count for count, _ in points],
         [value["mean"] for _, value in points],
         [value["se"] for _, value in points],
+        reported=[count for count, _ in points].index(check["candidates"]),
     )
     save_figure(folder / "candidate_check.png", figure)
     atomic.write_json(folder / "candidate_check.json", {"sentence": check_sentence(check), **check})
@@ -137,6 +138,17 @@ def check_sentence(check: dict[str, Any]) -> str:
         f"{action} the candidates ({check['candidates']} → {check['compared_candidates']}) moves "
         f"mop − uniform by {check['moved']:+.3f}, {verdict} than its standard error "
         f"{check['mop_minus_uniform']['se']:.3f}."
+    )
+
+
+def temperature_warning(metrics: dict[str, Any]) -> str:
+    """A sentence where the posterior presses against the ends of the temperature grid, else ""."""
+    share = metrics["temperature"]["share_at_ends_of_grid"]
+    if share <= 0.01:
+        return ""
+    return (
+        f"{share:.0%} of the posterior's temperatures lie at an end of the grid on which responses "
+        "were scored: widen `temperatures` in the configuration."
     )
 
 
@@ -160,7 +172,9 @@ def results_table(path: Path, console: Console) -> None:
     held_out = metrics["held_out"]
     table = Table(
         title=f"Held-out log p(response | context), {metrics['num_held_out']} records",
-        caption=check_sentence(metrics["candidate_check"]),
+        caption=" ".join(
+            filter(None, [check_sentence(metrics["candidate_check"]), temperature_warning(metrics)])
+        ),
     )
     table.add_column("predictor")
     table.add_column("nats per record", justify="right")

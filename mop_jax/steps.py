@@ -47,7 +47,9 @@ from mop_jax.resources import resolve_path
 from mop_jax.workspace import Split, Workspace, write_arrays, write_parquet
 
 # Independent streams of random numbers, one for each use.
-_FIT, _DRAWS, _ABLATION, _HELD_OUT, _REFRESH = 1, 2, 3, 1_000_003, 2_000_003
+# Far from small numbers: those are samples' own keys when responses are simulated.
+_FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
+_HELD_OUT, _REFRESH = 1_000_003, 2_000_003
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "mop_no_temperature": {"temperature": False},
@@ -124,11 +126,12 @@ def candidates_for(
         seed_offset: distinguishes independent draws.
     """
     section = space.config.candidates
+    chosen = method or section.method
     return space.components.propose(
         side.records,
-        side.texts,
+        side.contexts if chosen == "renormalised" else side.texts,
         num_candidates,
-        method=method or section.method,
+        method=chosen,
         seed=space.config.seed + seed_offset,
         uniform_share=section.uniform_share,
         similarity_temperature=section.similarity_temperature,
@@ -253,20 +256,22 @@ def evaluate_held_out(space: Workspace) -> None:
     log_probs = _baselines(space, side)
     kind = mixture_class(space.config)
     log_probs["uniform_mixture"] = uniform_log_prob(data, distribution=kind)
-    for name in ABLATIONS:
-        ablation = load_posterior(ablation_path(space, name))
-        log_probs[name] = posterior_predictive_log_prob(ablation, data)
-    log_probs["mop"] = posterior_predictive_log_prob(posterior, data)
+    fitted = {name: load_posterior(ablation_path(space, name)) for name in ABLATIONS}
+    fitted["mop"] = posterior
+    for name, draws in fitted.items():
+        log_probs[name] = posterior_predictive_log_prob(draws, data)
     weights, groups = side.records.weights, side.records.groups
-    difference_other = posterior_predictive_log_prob(posterior, data_other)
-    difference_other = difference_other - uniform_log_prob(data_other, distribution=kind)
+    compared = {name: posterior_predictive_log_prob(p, data_other) for name, p in fitted.items()}
+    baseline = uniform_log_prob(data_other, distribution=kind)
     check = candidate_check(
         (chosen.num_candidates, other.num_candidates),
-        (log_probs["mop"] - log_probs["uniform_mixture"], difference_other),
+        {name: log_probs[name] - log_probs["uniform_mixture"] for name in fitted},
+        {name: value - baseline for name, value in compared.items()},
         weights,
         groups,
     )
     temperature = np.asarray(gate_at(posterior, side.contexts[:1]).temperature)
+    at_ends = np.isin(temperature, np.asarray(posterior.data.temperature_grid)[[0, -1]])
     low, high = np.quantile(temperature, [0.03, 0.97], axis=0)
     write_parquet(
         space.path / "held_out.parquet",
@@ -286,6 +291,7 @@ def evaluate_held_out(space: Workspace) -> None:
             "temperature": {
                 "mean": temperature.mean(axis=0).round(6).tolist(),
                 "interval_94": np.stack([low, high], axis=1).round(6).tolist(),
+                "share_at_ends_of_grid": float(at_ends.mean()),
             },
             "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
         },

@@ -18,9 +18,10 @@ def spline_weights(temperature: ArrayLike, grid: ArrayLike) -> jax.Array:
     """Weights w(τ) for which ℓ(τ) = Σ_g w_g(τ) ℓ(τ_g), a cubic spline in log τ.
 
     Between grid points: the not-a-knot cubic spline (a parabola through three points, a line
-    through two). Outside the grid: the straight line in log τ that leaves the end point with the
-    spline's slope, so a sampler that wanders off sees a finite, honest gradient. A grid of one
-    point gives the constant ℓ(τ_1). The weights sum to one, and differentiate in `temperature`.
+    through two). Outside the grid: the value at its end, since nothing was scored beyond and any
+    line would leave the log-probabilities; the model confines τ to the grid accordingly. A grid of
+    one point gives the constant ℓ(τ_1). The weights sum to one, and differentiate in
+    `temperature`.
 
     Args:
         temperature: positive temperatures τ, any shape [...].
@@ -55,10 +56,7 @@ def spline_weights(temperature: ArrayLike, grid: ArrayLike) -> jax.Array:
         + u * (1 - u) ** 2 * width[..., None] * slopes[left]
         + u**2 * (u - 1) * width[..., None] * slopes[left + 1]
     )
-    # `clip` also stops the gradient of `hermite` outside, where the line alone must move.
-    below = jnp.minimum(position - knots[0], 0.0)[..., None] * slopes[0]
-    above = jnp.maximum(position - knots[-1], 0.0)[..., None] * slopes[-1]
-    return hermite + below + above
+    return hermite
 
 
 def interpolate(log_likelihood: ArrayLike, temperature: ArrayLike, grid: ArrayLike) -> jax.Array:

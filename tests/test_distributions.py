@@ -256,3 +256,16 @@ def _all_variables(jaxpr):
                 yield from _all_variables(parameter.jaxpr)
             elif hasattr(parameter, "eqns"):
                 yield from _all_variables(parameter)
+
+
+def test_temperatures_are_confined_to_the_grid():
+    """Beyond it nothing was scored: the likelihood and what is simulated take the grid's end."""
+    grid = np.array([0.8, 1.0, 1.3], np.float32)
+    mixture = PersonaMixture(
+        np.zeros((1, 2)), np.zeros((1, 1)), np.zeros((2, 1)), np.log([0.5, 4.0]),
+        np.array([[0, 1]]), np.zeros((1, 2), int), np.zeros((1, 2)), grid,
+    )  # fmt: skip
+    np.testing.assert_allclose(mixture.temperature, [0.8, 1.3], rtol=1e-6)
+    table = np.array([[[-9.0, -7.0, -8.0], [-5.0, -4.0, -3.0]]])
+    found = mixture.tempered_log_likelihood(table)
+    np.testing.assert_allclose(found, [[-9.0, -3.0]], rtol=1e-6)

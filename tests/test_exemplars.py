@@ -109,6 +109,17 @@ def test_leave_out_mask() -> None:
         leave_out_mask(records, pool, by="film")  # type: ignore[arg-type]
 
 
+def test_the_same_long_response_under_another_context_is_left_out() -> None:
+    long = "A film that I would happily see again tomorrow."
+    contexts = ["El Crimen", "The Crime", "El Crimen", "The Crime"]
+    records = Population(list("abcd"), contexts, [long, long.upper(), "Good.", "Good."])
+    expected = np.zeros((4, 4), bool)
+    expected[:2, :2] = True
+    # Two people may well say "Good." of two films; of one film they count as one record.
+    expected[2, 2] = expected[3, 3] = True
+    np.testing.assert_array_equal(leave_out_mask(records, records), expected)
+
+
 def test_bad_arguments() -> None:
     records, strata = sized(3)
     with pytest.raises(DataError, match="2 strata are given for 3 records"):

@@ -117,17 +117,25 @@ def test_the_mixture_over_prompts_averages_probabilities():
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_candidate_check_compares_the_move_with_the_standard_error(moved, passed, sign):
     error = mean_and_error(VALUES)["se"]
-    check = candidate_check((12, 24), (VALUES, VALUES + sign * moved * error))
+    check = candidate_check(
+        (12, 24),
+        {"mop": VALUES, "mop_no_temperature": VALUES},
+        {"mop": VALUES + sign * moved * error, "mop_no_temperature": VALUES + 2 * error},
+    )
     assert check["passed"] is passed
     assert (check["candidates"], check["compared_candidates"]) == (12, 24)
     assert check["moved"] == pytest.approx(sign * moved * error, abs=1e-12)
+    other = check["predictors"]["mop_no_temperature"]
+    assert (other["passed"], other["moved"]) == (False, pytest.approx(2 * error))
     assert check["mop_minus_uniform"] == mean_and_error(VALUES)
     assert check["mop_minus_uniform_compared"] == mean_and_error(VALUES + sign * moved * error)
 
 
 def test_the_candidate_check_weighs_its_records():
     weights = np.arange(1.0, 18.0)
-    check = candidate_check((4, 8), (VALUES, VALUES + np.linspace(0, 2, 17)), weights)
+    check = candidate_check(
+        (4, 8), {"mop": VALUES}, {"mop": VALUES + np.linspace(0, 2, 17)}, weights
+    )
     moved = np.average(np.linspace(0, 2, 17), weights=weights)
     assert check["moved"] == pytest.approx(moved)
     assert check["mop_minus_uniform"] == mean_and_error(VALUES, weights)

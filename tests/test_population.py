@@ -213,6 +213,28 @@ def test_split_by_group_draws_held_out_records_from_many_groups() -> None:
     assert (len(train), len(test)) == (550, 50)
 
 
+@pytest.mark.parametrize("by", ["record", "stratified", "group"])
+def test_a_long_response_is_never_on_both_sides_of_a_split(by: str) -> None:
+    """Every review stands under two spellings of its film's name."""
+    reviews = [f"review {i} is one that goes on for nine words" for i in range(30)]
+    population = Population(
+        [str(i) for i in range(60)],
+        [f"film {i}" for i in range(60)],
+        reviews * 2,
+        labels=["a", "b"] * 30,
+        groups=[f"film {i // 3}" for i in range(60)],
+    )
+    for seed in range(5):
+        train, test = population.split(12, by=by, seed=seed, train_size=12)  # type: ignore[arg-type]
+        assert not set(train.responses) & set(test.responses)
+        assert (len(train), len(test)) == (12, 12)
+        if by == "group":
+            assert not set(train.groups or []) & set(test.groups or [])
+        rest, test = population.split(12, by=by, seed=seed)  # type: ignore[arg-type]
+        assert not set(rest.responses) & set(test.responses)
+        assert len(rest) + len(test) < 60
+
+
 def test_split_refusals() -> None:
     population = toy(10)
     bare = Population(population.ids, population.contexts, population.responses)

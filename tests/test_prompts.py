@@ -150,6 +150,10 @@ def test_plain_form(tokenizer):
     alone = builder.zero_shot(CONTEXT)
     assert (alone.prefix, alone.request) == ((), found.request)
     assert builder.response("Fine.")[-1] == builder.end_id == tokenizer.encode("\n")[0]
+    # The exemplar shows a response as it is scored: the blank line behind it is not merged with it.
+    shown, scored = found.prefix[1], builder.response(EXEMPLAR[1])
+    assert tokenizer.encode("\n\n") != [builder.end_id] * 2
+    assert any(shown[i : i + len(scored)] == scored for i in range(len(shown)))
     with pytest.raises(DataError, match=r"'two\\nlines' holds the token '\\n'"):
         builder.response("two\nlines")
 

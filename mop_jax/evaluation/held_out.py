@@ -85,7 +85,8 @@ def uniform_over_prompts(log_likelihood: np.ndarray) -> np.ndarray:
 
 def candidate_check(
     counts: tuple[int, int],
-    differences: tuple[np.ndarray, np.ndarray],
+    differences: Mapping[str, np.ndarray],
+    compared: Mapping[str, np.ndarray],
     weights: np.ndarray | None = None,
     groups: Sequence[str] | None = None,
 ) -> dict[str, Any]:
@@ -93,21 +94,32 @@ def candidate_check(
 
     Args:
         counts: C of the reported estimate, and of the comparison.
-        differences: paired differences mop − uniform [n] with each.
+        differences: paired differences of each predictor to the uniform mixture [n], as reported;
+            must hold `mop`.
+        compared: the same with the other candidates.
         weights: of the records.
         groups: of the records.
 
     Returns:
-        Both estimates, how far the comparison moves the reported one, and `passed`: whether that
-        is less than the reported standard error.
+        Both estimates of mop − uniform, how far the comparison moves the reported one, and
+        `passed`: whether that is less than the reported standard error. `predictors` has the same
+        of every other claim.
     """
-    reported, compared = (mean_and_error(d, weights, groups) for d in differences)
-    moved = compared["mean"] - reported["mean"]
+    rows = {}
+    for name, values in differences.items():
+        reported = mean_and_error(values, weights, groups)
+        other = mean_and_error(compared[name], weights, groups)
+        moved = other["mean"] - reported["mean"]
+        rows[name] = {
+            f"{name}_minus_uniform": reported,
+            f"{name}_minus_uniform_compared": other,
+            "moved": moved,
+            "passed": bool(abs(moved) < reported["se"]),
+        }
+    main = rows.pop("mop")
     return {
         "candidates": counts[0],
         "compared_candidates": counts[1],
-        "mop_minus_uniform": reported,
-        "mop_minus_uniform_compared": compared,
-        "moved": moved,
-        "passed": bool(abs(moved) < reported["se"]),
+        **main,
+        "predictors": rows,
     }

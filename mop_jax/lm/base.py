@@ -53,8 +53,18 @@ class TemperatureGrid:
 
     @property
     def unit_index(self) -> int:
-        """Index of τ = 1."""
-        return int(np.argmin(abs(self.temperatures - 1.0)))
+        """Index of τ = 1.
+
+        Raises:
+            DataError: if the grid does not hold it.
+        """
+        index = int(np.argmin(abs(self.temperatures - 1.0)))
+        if abs(self.temperatures[index] - 1.0) > 1e-9:
+            raise DataError(
+                "The temperature grid must hold τ = 1, at which baselines are scored: one of the "
+                f"multiples must be 1 / step = {1 / self.step:g}; they are {list(self.multiples)}."
+            )
+        return index
 
 
 class Continuation(NamedTuple):

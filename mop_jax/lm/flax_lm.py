@@ -181,7 +181,18 @@ class FlaxLM:
         memory: float | None = None,
         skip: np.ndarray | None = None,
     ) -> None:
-        """Scores continuations after shared prefixes; see `mop_jax.lm.scoring.Scorer.score`."""
+        """Scores continuations after shared prefixes; see `mop_jax.lm.scoring.Scorer.score`.
+
+        Raises:
+            DataError: for a pair beyond the context window, before anything is scored.
+            FaultError: if a log-probability is not finite.
+        """
+        if len(pairs):
+            before = np.asarray([sum(map(len, prefix)) for prefix in prefixes])
+            after = np.asarray([len(c.request) + len(c.response) for c in continuations])
+            totals = before[pairs[:, 0]] + after[pairs[:, 1]]
+            longest = int(totals.argmax())
+            self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
             scorer = Scorer(self.decoder, grid, memory)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)

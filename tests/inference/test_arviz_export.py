@@ -29,7 +29,9 @@ def test_groups_dims_and_file(rt_posterior, rt_data, tmp_path):
     expected = np.asarray(log_likelihood_draws(rt_posterior, rt_data))
     np.testing.assert_array_equal(loaded.log_likelihood["response"][0], expected)
     np.testing.assert_allclose(
-        loaded.sample_stats["lp"][0], (expected * rt_data.weights).sum(1), rtol=1e-6
+        loaded.sample_stats["weighted_log_likelihood"][0],
+        (expected * rt_data.weights).sum(1),
+        rtol=1e-6,
     )
     assert loaded.constant_data["leave_out"].dims == ("record", "exemplar")
     assert loaded.observed_data["response_log_likelihood"].shape == (40, 48, 1)

@@ -152,6 +152,9 @@ def test_convergence_is_claimed_only_when_it_is_sure():
     assert not falling.converged
     assert "Still improving" in falling.reason
     np.testing.assert_allclose(falling.improvement, 0.5, atol=0.01)
+    rising = convergence_report(100 + 0.001 * steps + quiet, 1)
+    assert not rising.converged
+    assert "Getting worse" in rising.reason
     noisy = convergence_report(flat + rng.normal(0, 5, 2000), 1)
     assert not noisy.converged
     assert "Too noisy" in noisy.reason

@@ -341,3 +341,23 @@ def test_bfloat16_scores_are_close(make_tiny_lm):
     assert 1e-3 < (abs(found - expected) / num_tokens).mean() < 0.15
     whole_prompts = short.log_likelihood(*whole(work))
     assert (abs(found - whole_prompts) / num_tokens).mean() < 0.05
+
+
+def test_pairs_beyond_the_context_window_are_refused_before_scoring(tiny_lm):
+    window = tiny_lm.config.max_position
+    prefixes = [[(5,) * 9], [(5,) * (window - 4)]]
+    pairs = np.array([[0, 0], [1, 0]])
+    with pytest.raises(DataError, match=f"Pair 1 takes {window + 1} tokens"):
+        tiny_lm.score_pairs(
+            prefixes,
+            [Continuation((7, 8, 9), (4, 3))],
+            pairs,
+            grid=TemperatureGrid(),
+            on_scores=lambda *_: pytest.fail("scored all the same"),
+        )
+
+
+def test_a_grid_without_unit_temperature_has_no_index_of_it():
+    assert TemperatureGrid().temperatures[TemperatureGrid().unit_index] == 1
+    with pytest.raises(DataError, match=r"must be 1 / step = 3\.33"):
+        _ = TemperatureGrid(0.3, (4, 3, 2)).unit_index

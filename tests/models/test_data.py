@@ -43,6 +43,12 @@ def test_refusals_name_the_array(changes, message):
         mixture_data(**arrays(**changes))
 
 
+def test_survey_weights_are_relative():
+    """Each record may stand for thousands of people; the records are no more for that."""
+    data = mixture_data(**arrays(weights=np.array([1e4, 2e4, 2e4, 3e4])))
+    np.testing.assert_allclose(data.weights, [0.5, 1, 1, 1.5], rtol=1e-6)
+
+
 def test_left_out_candidates_lose_their_weight():
     leave_out = np.zeros((4, 3), bool)
     leave_out[1, 2] = True
