@@ -6,7 +6,7 @@ prompts are sorted by length and batched, and projected to the vocabulary at res
 positions only, at one temperature; prefix-shared scoring includes computing the prefixes and
 gives the whole temperature grid.
 
-    python benchmarks/scoring.py [--run runs/demo] [--records 32] [--naive-pairs 96] [--rounds 3]
+    python benchmarks/scoring.py [--run runs/demo] [--records 16] [--naive-pairs 48] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     """Runs the benchmark and writes benchmarks/results/scoring.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", default="runs/demo", help="run folder with the demo's components")
-    parser.add_argument("--records", type=int, default=32)
-    parser.add_argument("--naive-pairs", type=int, default=96)
+    parser.add_argument("--records", type=int, default=16)
+    parser.add_argument("--naive-pairs", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     folder = mop_jax.personas("demo", options.run)
@@ -83,6 +83,7 @@ def main() -> None:
             start = time.perf_counter()
             function()
             rates[name].append(count / (time.perf_counter() - start))
+            print(f"{name}: {rates[name][-1]:.2f} pairs/s", flush=True)
     ratios = [s / n for s, n in zip(rates["shared"], rates["naive"], strict=True)]
     lengths = [len(t.request) + len(t.response) for t in tails]
     padded = [min(size for size in choose_lengths(lengths) if size >= n) for n in lengths]
