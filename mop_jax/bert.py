@@ -3,13 +3,15 @@
 Attributes carry the names of the Hugging Face checkpoint (`encoder.layer.0.attention.self.query`),
 so that the weight map is the leaf rules of `mop_jax.checkpoint` and nothing else. Computation is in
 float32 at the highest precision: the network is small, and embeddings steer everything after it.
+
+What other families share with BERT has a public name; a family's own page says how it differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +20,18 @@ from pydantic import BaseModel, Field, ValidationError
 
 from mop_jax.errors import DataError
 
-# The values that this module computes; anything else would be computed wrongly.
-_REQUIRED = {
-    "hidden_act": "gelu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
 
-
-class BertConfig(BaseModel):
+class EncoderConfig(BaseModel):
     """The fields of `config.json` that shape the computation; each must be there."""
+
+    # The values that a family computes, which are also those of an absent field; anything else
+    # would be computed wrongly.
+    required: ClassVar[Mapping[str, Any]] = {
+        "hidden_act": "gelu",
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    }
 
     vocab_size: int = Field(gt=0)
     hidden_size: int = Field(gt=0)
@@ -36,13 +39,12 @@ class BertConfig(BaseModel):
     num_attention_heads: int = Field(gt=0)
     intermediate_size: int = Field(gt=0)
     max_position_embeddings: int = Field(gt=0)
-    type_vocab_size: int = Field(gt=0)
     layer_norm_eps: float = Field(gt=0)
 
     @classmethod
-    def read(cls, config: Mapping[str, Any], where: str) -> BertConfig:
+    def read(cls, config: Mapping[str, Any], where: str) -> Self:
         """Checks a `config.json`; `where` names it in refusals."""
-        for name, value in _REQUIRED.items():
+        for name, value in cls.required.items():
             if config.get(name, value) != value:
                 raise DataError(f"{where} has {name} {config[name]!r}; accepted is {value!r}.")
         try:
@@ -58,7 +60,52 @@ class BertConfig(BaseModel):
         return parsed
 
 
-_Linear = partial(nnx.Linear, precision=jax.lax.Precision.HIGHEST)
+class BertConfig(EncoderConfig):
+    """BERT's own field besides."""
+
+    type_vocab_size: int = Field(gt=0)
+
+
+Linear = partial(nnx.Linear, precision=jax.lax.Precision.HIGHEST)
+
+
+def layer_norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Normalises the last axis, of `hidden_size` values, and scales and shifts it."""
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
+    )
+
+
+def attend(
+    q_btd: jax.Array,
+    k_bsd: jax.Array,
+    v_bsd: jax.Array,
+    real_bs: jax.Array,
+    bias_hts: jax.Array,
+) -> jax.Array:
+    """softmax(q·k / √c + bias)·v per head of width c, over real tokens only.
+
+    Args:
+        q_btd: queries [B, T, D], the heads side by side.
+        k_bsd: keys [B, S, D].
+        v_bsd: values [B, S, D].
+        real_bs: which tokens are no padding [B, S].
+        bias_hts: added to the logits of every text [H, T, S], or [H, 1, 1].
+
+    Returns:
+        Mixed values [B, T, D].
+    """
+    num_heads = bias_hts.shape[0]
+    q_bthc, k_bshc, v_bshc = (
+        x.reshape((*x.shape[:2], num_heads, -1)) for x in (q_btd, k_bsd, v_bsd)
+    )
+    einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    logits = einsum("bthc,bshc->bhts", q_bthc, k_bshc) / jnp.sqrt(1.0 * q_bthc.shape[-1])
+    # A finite floor: a row that only fills up the batch has no real token at all.
+    floor = jnp.finfo(logits.dtype).min
+    logits = jnp.where(real_bs[:, None, None, :], logits + bias_hts[None], floor)
+    mixed = einsum("bhts,bshc->bthc", jax.nn.softmax(logits, axis=-1), v_bshc)
+    return mixed.reshape(q_btd.shape)
 
 
 class _Embeddings(nnx.Module):
@@ -67,7 +114,7 @@ class _Embeddings(nnx.Module):
         self.word_embeddings = nnx.Embed(config.vocab_size, width, rngs=rngs)
         self.position_embeddings = nnx.Embed(config.max_position_embeddings, width, rngs=rngs)
         self.token_type_embeddings = nnx.Embed(config.type_vocab_size, width, rngs=rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+        self.LayerNorm = layer_norm(config, rngs)
 
     def __call__(self, ids_bt: jax.Array) -> jax.Array:
         position_td = self.position_embeddings(jnp.arange(ids_bt.shape[1]))
@@ -79,28 +126,18 @@ class _Embeddings(nnx.Module):
 class _SelfAttention(nnx.Module):
     def __init__(self, config: BertConfig, rngs: nnx.Rngs) -> None:
         width = config.hidden_size
-        self.num_heads = config.num_attention_heads
-        self.query = _Linear(width, width, rngs=rngs)
-        self.key = _Linear(width, width, rngs=rngs)
-        self.value = _Linear(width, width, rngs=rngs)
+        self.query = Linear(width, width, rngs=rngs)
+        self.key = Linear(width, width, rngs=rngs)
+        self.value = Linear(width, width, rngs=rngs)
 
-    def __call__(self, x_btd: jax.Array, real_bt: jax.Array) -> jax.Array:
-        heads = (*x_btd.shape[:2], self.num_heads, -1)
-        q_bthc = self.query(x_btd).reshape(heads)
-        k_bshc = self.key(x_btd).reshape(heads)
-        v_bshc = self.value(x_btd).reshape(heads)
-        einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        logits = einsum("bthc,bshc->bhts", q_bthc, k_bshc) / jnp.sqrt(1.0 * q_bthc.shape[-1])
-        # A finite floor: a row that only fills up the batch has no real token at all.
-        logits = jnp.where(real_bt[:, None, None, :], logits, jnp.finfo(logits.dtype).min)
-        mixed = einsum("bhts,bshc->bthc", jax.nn.softmax(logits, axis=-1), v_bshc)
-        return mixed.reshape(x_btd.shape)
+    def __call__(self, x: jax.Array, real_bt: jax.Array, bias_hts: jax.Array) -> jax.Array:
+        return attend(self.query(x), self.key(x), self.value(x), real_bt, bias_hts)
 
 
 class _AddAndNorm(nnx.Module):
-    def __init__(self, in_features: int, config: BertConfig, rngs: nnx.Rngs) -> None:
-        self.dense = _Linear(in_features, config.hidden_size, rngs=rngs)
-        self.LayerNorm = _layer_norm(config, rngs)
+    def __init__(self, in_features: int, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+        self.dense = Linear(in_features, config.hidden_size, rngs=rngs)
+        self.LayerNorm = layer_norm(config, rngs)
 
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         return self.LayerNorm(self.dense(x) + residual)
@@ -111,37 +148,44 @@ class _Attention(nnx.Module):
         self.self = _SelfAttention(config, rngs)
         self.output = _AddAndNorm(config.hidden_size, config, rngs)
 
-    def __call__(self, x: jax.Array, real_bt: jax.Array) -> jax.Array:
-        return self.output(self.self(x, real_bt), x)
+    def __call__(self, x: jax.Array, real_bt: jax.Array, bias_hts: jax.Array) -> jax.Array:
+        return self.output(self.self(x, real_bt, bias_hts), x)
 
 
 class _Intermediate(nnx.Module):
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs) -> None:
-        self.dense = _Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
+    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+        self.dense = Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         # The checkpoint's "gelu" is the exact one; JAX's default is the tanh approximation.
         return jax.nn.gelu(self.dense(x), approximate=False)
 
 
-class _Layer(nnx.Module):
-    def __init__(self, config: BertConfig, rngs: nnx.Rngs) -> None:
-        self.attention = _Attention(config, rngs)
+class Layer(nnx.Module):
+    """A family's attention, then the two linear maps; hidden states [B, T, D] in and out."""
+
+    def __init__(self, attention: nnx.Module, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+        self.attention = attention
         self.intermediate = _Intermediate(config, rngs)
         self.output = _AddAndNorm(config.intermediate_size, config, rngs)
 
-    def __call__(self, x: jax.Array, real_bt: jax.Array) -> jax.Array:
-        x = self.attention(x, real_bt)
+    def __call__(self, x: jax.Array, real_bt: jax.Array, bias_hts: jax.Array) -> jax.Array:
+        """Takes which tokens are real [B, T] and what is added to logits [H, T, T] besides."""
+        x = self.attention(x, real_bt, bias_hts)
         return self.output(self.intermediate(x), x)
 
 
 class _Encoder(nnx.Module):
     def __init__(self, config: BertConfig, rngs: nnx.Rngs) -> None:
-        self.layer = nnx.List([_Layer(config, rngs) for _ in range(config.num_hidden_layers)])
+        self.num_heads = config.num_attention_heads
+        self.layer = nnx.List(
+            [Layer(_Attention(config, rngs), config, rngs) for _ in range(config.num_hidden_layers)]
+        )
 
     def __call__(self, x: jax.Array, real_bt: jax.Array) -> jax.Array:
+        no_bias = jnp.zeros((self.num_heads, 1, 1))
         for layer in self.layer:
-            x = layer(x, real_bt)
+            x = layer(x, real_bt, no_bias)
         return x
 
 
@@ -170,9 +214,3 @@ class Bert(nnx.Module):
     def __call__(self, ids_bt: jax.Array, lengths_b: jax.Array) -> jax.Array:
         real_bt = jnp.arange(ids_bt.shape[1])[None, :] < lengths_b[:, None]
         return self.encoder(self.embeddings(ids_bt), real_bt)
-
-
-def _layer_norm(config: BertConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
-    )

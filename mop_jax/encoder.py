@@ -1,9 +1,10 @@
-"""The frozen sentence encoder h(·): a BERT in Flax NNX, read from a `sentence_transformers` folder.
+"""The frozen sentence encoder h(·): a BERT or MPNet in Flax NNX, read from its folder.
 
-The folder says everything: which network (`config.json`), its weights (`model.safetensors`), its
-tokenizer (`tokenizer.json`), where texts are cut (`sentence_bert_config.json`), how token vectors
-are pooled (`1_Pooling/config.json`) and whether the result is normalised (`modules.json`). A value
-that is not implemented is refused by name; none is read and ignored.
+The folder, in the layout of `sentence_transformers`, says everything: which network
+(`config.json`), its weights (`model.safetensors`), its tokenizer (`tokenizer.json`), where texts
+are cut (`sentence_bert_config.json`), how token vectors are pooled (`1_Pooling/config.json`) and
+whether the result is normalised (`modules.json`). A value that is not implemented is refused by
+name; none is read and ignored.
 
 A network is one module class like `mop_jax.bert.Bert`: attributes named as the checkpoint names
 them, `from_config`, `unused` tensor names, and a call (ids, lengths) → hidden states. A further
@@ -28,9 +29,11 @@ from mop_jax import progress
 from mop_jax.bert import Bert
 from mop_jax.checkpoint import load_parameters, read_json
 from mop_jax.errors import DataError, FaultError
+from mop_jax.mpnet import MPNet
 from mop_jax.resources import resolve_path
 
-_NETWORKS: dict[str, type[Bert]] = {"bert": Bert}
+Network = Bert | MPNet
+_NETWORKS: dict[str, type[Network]] = {"bert": Bert, "mpnet": MPNet}
 _POOLINGS = ("mean", "cls", "max")
 # Few shapes, so few compilations; the padding they cost is below a tenth for typical texts.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -51,7 +54,7 @@ class SentenceEncoder:
 
     def __init__(
         self,
-        network: Bert,
+        network: Network,
         tokenizer: Tokenizer,
         *,
         pooling: Pooling = "mean",

@@ -267,7 +267,7 @@ def test_corrupt_weights(damage: str, folder: Path) -> None:
 
 
 BAD_CONFIGS: dict[str, tuple[dict[str, object], str]] = {
-    "family": ({"model_type": "mpnet"}, "model_type 'mpnet'; accepted are: bert"),
+    "family": ({"model_type": "roberta"}, "model_type 'roberta'; accepted are: bert, mpnet"),
     "activation": ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new'; accepted is 'gelu'"),
     "positions": (
         {"position_embedding_type": "relative_key"},

@@ -23,7 +23,7 @@ LAYERS = (
     {"errors"},
     {"atomic", "resources", "progress", "temperature"},
     {"population_files", "population_splits", "population", "prompts", "checkpoint", "bert",
-     "encoder", "personas", "exemplars", "proposals", "candidates"},
+     "mpnet", "encoder", "personas", "exemplars", "proposals", "candidates"},
     {"lm"},
     {"likelihoods"},
     {"distributions"},
