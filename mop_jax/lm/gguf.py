@@ -113,6 +113,7 @@ class GGUFFile:
             rope_theta=float(self._architecture_value("rope.freq_base", 10_000.0)),
             tie_embeddings="output.weight" not in self.tensor_names,
             attention_bias="blk.0.attn_q.bias" in self.tensor_names,
+            attention_output_bias="blk.0.attn_output.bias" in self.tensor_names,
             eos_token_ids=() if end is None else (int(end),),
         )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mop_jax.errors import DataError, FaultError
-from mop_jax.lm.config import read_config
+from mop_jax.lm.families import read_config
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.weights import checkpoint_name, target_name
 
@@ -174,7 +174,7 @@ def test_an_unknown_setting_that_is_off_is_no_obstacle(case, write_checkpoint):
 def test_end_tokens_of_both_configurations_count(case, write_checkpoint):
     folder = write_checkpoint(case.config, case.weights)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2]}))
-    assert read_config(folder).eos_token_ids == (2, 5)
+    assert read_config(folder)[0].eos_token_ids == (2, 5)
 
 
 def test_unsupported_dtype_is_named(case, write_checkpoint):
