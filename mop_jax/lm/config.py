@@ -17,12 +17,14 @@ class RopeScaling:
     """How rotary frequencies are stretched for long contexts.
 
     Attributes:
-        kind: `default` (none), `linear` (all frequencies divided by `factor`) or `llama3` (only the
-            slow ones, with a smooth transition; Llama 3.1's scheme).
+        kind: `default` (none), `linear` (all frequencies divided by `factor`), `llama3` (only the
+            slow ones, with a smooth transition; Llama 3.1's scheme) or `factors` (each divided by
+            its own, as GGUF files tell).
         factor: the stretch.
         low_freq_factor: `llama3`: wavelengths above original/low are stretched in full.
         high_freq_factor: `llama3`: wavelengths below original/high are kept.
         original_max_position: `llama3`: the context length before stretching, tokens.
+        factors: `factors`: a divisor for each rotated pair, [E / 2].
     """
 
     kind: str = "default"
@@ -30,6 +32,7 @@ class RopeScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -363,6 +363,8 @@ def rotary_frequencies(config: DecoderConfig, *, local: bool = False) -> Array:
         return 1.0 / config.local_rope_theta ** (pairs / config.head_dim)
     frequencies = 1.0 / config.rope_theta ** (pairs / config.head_dim)
     scaling = config.rope_scaling
+    if scaling.kind == "factors":
+        return frequencies / jnp.asarray(scaling.factors, jnp.float32)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "llama3":

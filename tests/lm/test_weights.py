@@ -142,7 +142,7 @@ def test_a_damaged_config_is_a_fault(case, write_checkpoint, text):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gemma3_text"}, "model_type 'gemma3_text'"),
+        ({"model_type": "phi3"}, "model_type 'phi3'"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"sliding_window": 64}, "sliding_window = 64"),
@@ -151,7 +151,7 @@ def test_a_damaged_config_is_a_fault(case, write_checkpoint, text):
         ({"rope_parameters": {"rope_type": "default", "beta_fast": 3}}, "beta_fast = 3"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
-        ({"head_dim": 5}, "head_dim = 5"),
+        ({"head_dim": 5}, "even rotary dimension, but got `head_dim`=5"),
     ],
 )
 def test_unsupported_settings_are_named(case, write_checkpoint, change, named):
