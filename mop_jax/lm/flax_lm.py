@@ -24,8 +24,9 @@ from mop_jax.lm.base import (
     TemperatureGrid,
     TokenIds,
 )
-from mop_jax.lm.config import DecoderConfig, read_config
+from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
+from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.scoring import DEFAULT_MEMORY, Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
@@ -79,10 +80,11 @@ class FlaxLM:
             raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
         path = resolve_path(path_or_id)
         if path.is_dir():
-            config = read_config(path)
-            decoder, digest = load_decoder(
-                config, safetensors_tensors(path), jnp.dtype(dtype), str(path)
-            )
+            config, family = read_config(path)
+            tensors: Tensors = safetensors_tensors(path)
+            if family.translate is not None:
+                tensors = family.translate(tensors)
+            decoder, digest = load_decoder(config, tensors, jnp.dtype(dtype), str(path))
             return cls(decoder, load_tokenizer(path), digest)
         if path.suffix != ".gguf":
             raise DataError(

@@ -2,12 +2,13 @@
 
 Weights are dequantised to float32 as they are read. llama.cpp stores the rows of the Llama family's
 q and k projections with each head's rotary pairs interleaved; they are put back into the half-split
-order that the decoder rotates.
+order that the decoder rotates. It stores Gemma's norm scales with their offset of one added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from mop_jax.errors import DataError, FaultError
-from mop_jax.lm.config import DecoderConfig
+from mop_jax.lm.config import DecoderConfig, RopeScaling
 
-_LAYER_NAMES = {
+_LLAMA_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -28,13 +29,37 @@ _LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA3_NAMES = _LLAMA_NAMES | {
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
-# Tables of rotary constants, which the decoder computes itself from the metadata.
-_CONSTANTS = ("rope_freqs.weight",)
+# Divisors of the rotary frequencies, which are part of the configuration.
+_ROPE_FACTORS = "rope_freqs.weight"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What distinguishes the files of one architecture.
+
+    Attributes:
+        title: for messages.
+        layer_names: from a block's tensor names to the decoder's.
+        interleaved: whether rows of q and k come with rotary pairs interleaved.
+        settings: settings of the decoder beyond those that all architectures share.
+    """
+
+    title: str
+    layer_names: dict[str, str]
+    interleaved: bool
+    settings: Callable[[GGUFFile], dict[str, Any]]
 
 
 class GGUFFile:
-    """An open GGUF file of the Llama family.
+    """An open GGUF file.
 
     Raises:
         DataError: if the architecture is not supported, or the `gguf` package is not installed.
@@ -56,13 +81,14 @@ class GGUFFile:
             raise FaultError(
                 f"{path} is no readable GGUF file, or it is cut off ({error}); fetch it again."
             ) from error
-        architecture = self.get("general.architecture")
-        if architecture != "llama":
+        name = self.get("general.architecture")
+        if name not in ARCHITECTURES:
+            supported = ", ".join(f"{n!r} ({a.title})" for n, a in ARCHITECTURES.items())
             raise DataError(
-                f"{path}: GGUF architecture {architecture!r} is not supported; supported: 'llama' "
-                "(Llama 2, 3, SmolLM2)."
+                f"{path}: GGUF architecture {name!r} is not supported; supported: {supported}."
             )
-        self._prefix = f"{architecture}."
+        self._prefix = f"{name}."
+        self._architecture = ARCHITECTURES[name]
         self.tensor_names = {tensor.name for tensor in self._reader.tensors}
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -70,7 +96,8 @@ class GGUFFile:
         field = self._reader.get_field(key)
         return default if field is None else field.contents()
 
-    def _architecture_value(self, key: str, default: Any = None) -> Any:
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The value of a field of the architecture's own; without a default it must be there."""
         value = self.get(self._prefix + key, default)
         if value is None:
             raise FaultError(f"{self.path} lacks the metadata field {self._prefix + key}.")
@@ -82,16 +109,10 @@ class GGUFFile:
         Raises:
             DataError: for rotary scaling that is not supported.
         """
-        scaling = self.get(self._prefix + "rope.scaling.type", "none")
-        if scaling != "none" or "rope_freqs.weight" in self.tensor_names:
-            raise DataError(
-                f"{self.path}: rope scaling in a GGUF file is not supported; load the model from "
-                "its safetensors checkpoint."
-            )
         if self.get(self._prefix + "expert_count", 0):
             raise DataError(f"{self.path}: mixture-of-experts GGUF files are not supported.")
-        heads = int(self._architecture_value("attention.head_count"))
-        hidden = int(self._architecture_value("embedding_length"))
+        heads = int(self.setting("attention.head_count"))
+        hidden = int(self.setting("embedding_length"))
         head_dim = int(self.get(self._prefix + "attention.key_length", hidden // heads))
         rotated = int(self.get(self._prefix + "rope.dimension_count", head_dim))
         if rotated != head_dim:
@@ -101,20 +122,38 @@ class GGUFFile:
         tokens = self.get("tokenizer.ggml.tokens", [])
         end = self.get("tokenizer.ggml.eos_token_id")
         return DecoderConfig(
-            vocab_size=len(tokens) or int(self._architecture_value("vocab_size")),
+            vocab_size=len(tokens) or int(self.setting("vocab_size")),
             hidden_size=hidden,
-            intermediate_size=int(self._architecture_value("feed_forward_length")),
-            num_layers=int(self._architecture_value("block_count")),
+            intermediate_size=int(self.setting("feed_forward_length")),
+            num_layers=int(self.setting("block_count")),
             num_heads=heads,
-            num_kv_heads=int(self._architecture_value("attention.head_count_kv", heads)),
+            num_kv_heads=int(self.setting("attention.head_count_kv", heads)),
             head_dim=head_dim,
-            max_position=int(self._architecture_value("context_length")),
-            norm_eps=float(self._architecture_value("attention.layer_norm_rms_epsilon")),
-            rope_theta=float(self._architecture_value("rope.freq_base", 10_000.0)),
+            max_position=int(self.setting("context_length")),
+            norm_eps=float(self.setting("attention.layer_norm_rms_epsilon")),
+            rope_theta=float(self.setting("rope.freq_base", 10_000.0)),
+            rope_scaling=self._rope_scaling(),
             tie_embeddings="output.weight" not in self.tensor_names,
             attention_bias="blk.0.attn_q.bias" in self.tensor_names,
+            attention_output_bias="blk.0.attn_output.bias" in self.tensor_names,
             eos_token_ids=() if end is None else (int(end),),
+            **self._architecture.settings(self),
         )
+
+    def _rope_scaling(self) -> RopeScaling:
+        kind = str(self.setting("rope.scaling.type", "none"))
+        factor = float(self.setting("rope.scaling.factor", 1.0))
+        if kind not in ("none", "linear"):
+            raise DataError(
+                f"{self.path}: rope scaling of type {kind!r} is not supported; supported: none, "
+                "linear, and a table of factors."
+            )
+        if _ROPE_FACTORS not in self.tensor_names:
+            return RopeScaling() if kind == "none" else RopeScaling("linear", factor)
+        if kind != "none":
+            raise DataError(f"{self.path}: rope factors together with scaling are not supported.")
+        (table,) = (t for t in self._reader.tensors if t.name == _ROPE_FACTORS)
+        return RopeScaling("factors", factors=tuple(map(float, table.data)))
 
     def tensors(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
         """Tensors under their Hugging Face names, dequantised to float32 when read.
@@ -123,14 +162,15 @@ class GGUFFile:
             FaultError: for a tensor whose name is not known.
         """
         for tensor in self._reader.tensors:
-            if tensor.name in _CONSTANTS:
+            if tensor.name == _ROPE_FACTORS:
                 continue
             yield self._hugging_face_name(tensor.name), partial(self._read, tensor)
 
     def _hugging_face_name(self, name: str) -> str:
         parts = name.split(".")
-        if parts[0] == "blk" and len(parts) == 4 and parts[2] in _LAYER_NAMES:
-            return f"layers.{parts[1]}.{_LAYER_NAMES[parts[2]]}.{parts[3]}"
+        names = self._architecture.layer_names
+        if parts[0] == "blk" and len(parts) == 4 and parts[2] in names:
+            return f"layers.{parts[1]}.{names[parts[2]]}.{parts[3]}"
         if len(parts) == 2 and parts[0] in _TOP_NAMES:
             return f"{_TOP_NAMES[parts[0]]}.{parts[1]}"
         raise FaultError(f"{self.path}: tensor {name} has no place in this architecture.")
@@ -145,13 +185,11 @@ class GGUFFile:
                 f"{self.path}: tensor {tensor.name} of type {tensor.tensor_type.name} could not be "
                 f"dequantised ({error})."
             ) from error
-        if ".attn_q." in tensor.name:
-            return _half_split(value, int(self._architecture_value("attention.head_count")))
-        if ".attn_k." in tensor.name:
-            heads = int(self._architecture_value("attention.head_count"))
-            return _half_split(
-                value, int(self._architecture_value("attention.head_count_kv", heads))
-            )
+        heads = int(self.setting("attention.head_count"))
+        if self._architecture.interleaved and ".attn_q." in tensor.name:
+            return _half_split(value, heads)
+        if self._architecture.interleaved and ".attn_k." in tensor.name:
+            return _half_split(value, int(self.setting("attention.head_count_kv", heads)))
         return value
 
 
@@ -159,3 +197,31 @@ def _half_split(rows: np.ndarray, num_heads: int) -> np.ndarray:
     # Row 2e + s of a head in the file is row s · E/2 + e of the half-split order.
     paired = rows.reshape(num_heads, rows.shape[0] // num_heads // 2, 2, *rows.shape[1:])
     return paired.swapaxes(1, 2).reshape(rows.shape)
+
+
+def _gemma3_settings(file: GGUFFile) -> dict[str, Any]:
+    # What the metadata leaves open is fixed in llama.cpp: five layers in six slide, local rotary
+    # base 10,000, and scores scaled by the width of a head in all sizes but 27B (62 layers).
+    layers, period = int(file.setting("block_count")), 6
+    heads = int(file.setting("attention.head_count"))
+    hidden = int(file.setting("embedding_length"))
+    width = hidden / heads if layers == 62 else file.setting("attention.key_length")
+    softcap = file.setting("final_logit_softcapping", 0.0)
+    return {
+        "activation": "gelu_tanh",
+        "qk_norm": True,
+        "post_norms": True,
+        "attention_scale": float(width) ** -0.5,
+        "logit_softcap": float(softcap) or None,
+        "sliding_window": int(file.setting("attention.sliding_window")),
+        "sliding_layers": tuple((i + 1) % period != 0 for i in range(layers)),
+        "local_rope_theta": float(file.setting("rope.freq_base_swa", 10_000.0)),
+        "embedding_scale": float(hidden) ** 0.5,
+    }
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture("Llama 2, 3, SmolLM2", _LLAMA_NAMES, True, lambda file: {}),
+    "gemma3": Architecture("Gemma 3", _GEMMA3_NAMES, False, _gemma3_settings),
+}
+"""Supported values of `general.architecture`."""

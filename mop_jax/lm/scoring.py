@@ -22,7 +22,7 @@ from jax import Array
 
 from mop_jax.errors import FaultError
 from mop_jax.lm.base import Continuation, OnScores, TemperatureGrid, TokenIds
-from mop_jax.lm.decoder import Decoder, KVCache, empty_cache
+from mop_jax.lm.decoder import Decoder, KVCache, empty_cache, softcap
 
 # Tokens in one forward pass. Measured: on two CPU cores larger batches are slower (they leave the
 # cache), on accelerators smaller ones leave the matrix units idle.
@@ -119,7 +119,7 @@ def append(cache: KVCache, new: KVCache) -> KVCache:
     )
 
 
-@partial(jax.jit, static_argnames=("multiples", "block"))
+@partial(jax.jit, static_argnames=("multiples", "block", "cap"))
 def grid_log_probs(
     embedding: Array,
     hidden: Array,
@@ -128,6 +128,7 @@ def grid_log_probs(
     *,
     multiples: tuple[int, ...],
     block: int,
+    cap: float | None = None,
 ) -> Array:
     """Log-probabilities of target tokens at every temperature of a grid, float32 [n, G].
 
@@ -141,13 +142,14 @@ def grid_log_probs(
         step: spacing of the inverse temperatures.
         multiples: m of each grid point.
         block: rows of the vocabulary at a time; divides V.
+        cap: of the logits; see `softcap`.
     """
     powers = jnp.asarray(multiples, jnp.float32)[:, None]
     columns = hidden.T
 
     def add_block(carry, rows):
         top, sums = carry
-        logits = jnp.matmul(rows, columns, preferred_element_type=jnp.float32)
+        logits = softcap(jnp.matmul(rows, columns, preferred_element_type=jnp.float32), cap)
         new_top = jnp.maximum(top, logits.max(axis=0))
         # Without the barrier XLA recomputes the exponential in each of the G sums.
         u = jax.lax.optimization_barrier(jnp.exp((logits - new_top) * step))
@@ -158,6 +160,7 @@ def grid_log_probs(
     blocks = embedding.reshape(-1, block, embedding.shape[1])
     (top, sums), _ = jax.lax.scan(add_block, start, blocks)
     chosen = jnp.einsum("nd,nd->n", hidden, embedding[targets], preferred_element_type=jnp.float32)
+    chosen = softcap(chosen, cap)
     return (powers * step * (chosen - top) - jnp.log(sums)).T
 
 
@@ -398,6 +401,7 @@ class Scorer:
                 np.float32(self._grid.step),
                 multiples=self._grid.multiples,
                 block=self._block,
+                cap=self._decoder.config.logit_softcap,
             )
             np.add.at(totals, owners[part], np.asarray(scores, np.float64)[:count])
             np.subtract.at(missing, owners[part], 1)

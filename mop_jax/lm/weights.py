@@ -23,12 +23,10 @@ from safetensors import SafetensorError, safe_open
 from mop_jax.errors import FaultError
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder
+from mop_jax.lm.families import Tensors
 
 _LAYER = re.compile(r"layers\.(\d+)\.(.+)")
-_EMBEDDINGS = ("embed_tokens", "lm_head")
-
-# A checkpoint's tensors: name, and a function that reads the tensor when it is its turn.
-Tensors = Iterable[tuple[str, Callable[[], np.ndarray]]]
+_EMBEDDINGS = ("embed_tokens", "embed_positions", "lm_head")
 
 
 def load_decoder(config: DecoderConfig, tensors: Tensors, dtype, where: str) -> tuple[Decoder, str]:

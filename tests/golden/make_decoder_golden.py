@@ -1,24 +1,26 @@
-"""Writes decoder_*.npz: small random Llama checkpoints and their logits by torch transformers.
+"""Writes decoder_*.npz: small random checkpoints of every family, and their logits by torch.
 
 Needs torch and transformers, which the package itself does not (it never runs torch):
 
-    python tests/golden/make_decoder_golden.py
+    python tests/golden/make_decoder_golden.py [CASE …]
 
 Each file holds the checkpoint's `config.json`, its weights (float16 values, so that float32 holds
 them exactly), padded token ids with their lengths, logits, and a greedy continuation of the first
-row. Sizes are unequal and mostly prime, so that no transposed or swapped axis can hide. Weights are
-large enough that attention is far from uniform and every rotation matters.
+row. Each case switches on every feature that its family has. Sizes are unequal and mostly prime, so
+that no transposed or swapped axis can hide. Weights are large enough that attention is far from
+uniform and every rotation matters.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 GREEDY_STEPS = 9
 LLAMA3 = {
@@ -86,52 +88,162 @@ CASES = {
         },
         "lengths": [31, 29],
     },
+    # Every layer slides; sequences are several windows long.
+    "mistral": {
+        "config": {
+            "model_type": "mistral",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "hidden_size": 22,
+            "num_hidden_layers": 3,
+            "sliding_window": 7,
+            "tie_word_embeddings": False,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+            "rms_norm_eps": 1e-5,
+        },
+        "lengths": [31, 23, 5],
+    },
+    # Biases on q, k and v only; the last layers slide.
+    "qwen2": {
+        "config": {
+            "model_type": "qwen2",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+            "rms_norm_eps": 1e-5,
+        },
+        "lengths": [23, 29, 3],
+    },
+    # Queries and keys normalised; biases on q, k, v and o.
+    "qwen3": {
+        "config": {
+            "model_type": "qwen3",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 10,
+            "hidden_size": 22,
+            "num_hidden_layers": 2,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+            "rms_norm_eps": 1e-3,
+        },
+        "lengths": [17, 19, 2],
+    },
+    # Soft caps on scores and logits, every other layer slides, norms behind the blocks.
+    "gemma2": {
+        "config": {
+            "model_type": "gemma2",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 6,
+            "hidden_size": 20,
+            "num_hidden_layers": 4,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 11,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 7.0,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+            "rms_norm_eps": 1e-3,
+        },
+        "lengths": [29, 23, 4],
+    },
+    # Two rotary bases, the global one stretched; normalised queries and keys; five in six slide.
+    "gemma3": {
+        "config": {
+            "model_type": "gemma3_text",
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 14,
+            "hidden_size": 22,
+            "num_hidden_layers": 7,
+            "sliding_window": 6,
+            "query_pre_attn_scalar": 11,
+            "tie_word_embeddings": True,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 900.0, "factor": 2.0},
+            },
+            "rms_norm_eps": 1e-3,
+        },
+        "lengths": [29, 31, 6],
+    },
+    # Learned positions, layer norms, one product for q, k and v, a plain feed-forward block.
+    "gpt2": {
+        "config": {
+            "model_type": "gpt2",
+            "n_head": 3,
+            "n_embd": 21,
+            "n_layer": 3,
+            "n_inner": 37,
+            "n_positions": 64,
+            "layer_norm_epsilon": 1e-3,
+            "tie_word_embeddings": True,
+        },
+        "lengths": [23, 19, 1],
+    },
 }
 
 
-def random_model(values: dict, seed: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=101,
-        intermediate_size=37,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        **values,
-    )
+def random_model(values: dict, seed: int) -> PreTrainedModel:
+    values = {
+        "model_type": "llama",
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+    } | values
+    if values["model_type"] != "gpt2":
+        values = {"intermediate_size": 37, "max_position_embeddings": 128} | values
+    family = values.pop("model_type")
+    config = AutoConfig.for_model(family, vocab_size=101, **values)
     config._attn_implementation = "eager"
-    model = LlamaForCausalLM(config).eval().to(torch.float32)
+    model = AutoModelForCausalLM.from_config(config).eval().to(torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name:
-                drawn = 1 + 0.3 * noise
-            elif name.endswith("bias"):
+            if name.endswith("bias"):
                 drawn = 0.3 * noise
-            elif "embed" in name or "lm_head" in name:
+            elif "norm" in name or "ln_" in name:
+                drawn = 0.3 * noise + (not family.startswith("gemma"))  # Gemma's scale is 1 + w
+            elif "embed" in name or "lm_head" in name or ".wte" in name or ".wpe" in name:
                 drawn = 0.7 * noise
             else:
-                drawn = noise * (1.5 / parameter.shape[1] ** 0.5)
+                fan_in = parameter.shape[0 if family == "gpt2" else 1]
+                drawn = noise * (1.5 / fan_in**0.5)
             parameter.copy_(drawn.half().float())
     return model
 
 
 @torch.no_grad()
-def greedy(model: LlamaForCausalLM, prompt: list[int]) -> list[int]:
+def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int] | None:
+    """The likeliest continuation, or None if rounding could decide it."""
     ids = list(prompt)
     for _ in range(GREEDY_STEPS):
         best, second = model(torch.tensor([ids])).logits[0, -1].topk(2)
-        assert best[0] - best[1] > 1e-2, "two tokens are too close: choose another seed"
+        if best[0] - best[1] < 1e-2:
+            return None
         ids.append(int(second[0]))
     return ids[len(prompt) :]
 
 
 @torch.no_grad()
 def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
-    model = random_model(values, seed)
-    rng = np.random.default_rng(seed)
-    token_ids = rng.integers(3, 101, (len(lengths), max(lengths)))
+    continuation = None
+    while continuation is None:
+        model = random_model(values, seed)
+        rng = np.random.default_rng(seed)
+        token_ids = rng.integers(3, 101, (len(lengths), max(lengths)))
+        continuation = greedy(model, token_ids[0, : lengths[0]].tolist())
+        seed += 100
     logits = np.zeros((len(lengths), max(lengths), 101), np.float32)
     for row, length in enumerate(lengths):
         # One row at a time, without padding: the reference for every padded batch.
@@ -142,7 +254,6 @@ def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
         for key, value in model.state_dict().items()
         if not (tied and key == "lm_head.weight")
     }
-    prompt = token_ids[0, : lengths[0]].tolist()
     target = Path(__file__).with_name(f"decoder_{name}.npz")
     np.savez_compressed(
         target,
@@ -150,7 +261,7 @@ def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
         token_ids=token_ids,
         lengths=np.array(lengths),
         logits=logits,
-        greedy=np.array(greedy(model, prompt)),
+        greedy=np.array(continuation),
         versions=np.array(
             [f"transformers {transformers.__version__}", f"torch {torch.__version__}"]
         ),
@@ -162,5 +273,7 @@ def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for number, (case, parts) in enumerate(CASES.items()):
+        if sys.argv[1:] and case not in sys.argv[1:]:
+            continue
         path = make(case, parts["config"], parts["lengths"], seed=number + 4)
         print(path.name, path.stat().st_size)

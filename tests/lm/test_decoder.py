@@ -11,12 +11,24 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from mop_jax.lm.config import DecoderConfig, RopeScaling, parse_llama_config
+from mop_jax.lm.config import DecoderConfig, RopeScaling
 from mop_jax.lm.decoder import KVCache, empty_cache, rotary_frequencies
+from mop_jax.lm.families import parse_config
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.scoring import append
 
-CASES = ["gqa_tied", "biased_untied", "llama3_rope", "linear_rope"]
+CASES = [
+    "gqa_tied",
+    "biased_untied",
+    "llama3_rope",
+    "linear_rope",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+]
 TOLERANCE = 1e-4  # logits have a standard deviation of about 3
 
 
@@ -150,7 +162,7 @@ def test_llama3_frequencies_in_words():
     """Short wavelengths kept, long ones divided by the factor, and between them in between."""
     scaling = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
     values = {"head_dim": 128, "rope_theta": 500_000.0, "rope_scaling": scaling}
-    config = parse_llama_config(
+    config = parse_config(
         {
             "model_type": "llama",
             "vocab_size": 11,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mop_jax.errors import DataError, FaultError
-from mop_jax.lm.config import read_config
+from mop_jax.lm.families import read_config
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.weights import checkpoint_name, target_name
 
@@ -142,7 +142,7 @@ def test_a_damaged_config_is_a_fault(case, write_checkpoint, text):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"model_type": "gemma3_text"}, "model_type 'gemma3_text'"),
+        ({"model_type": "phi3"}, "model_type 'phi3'"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
         ({"sliding_window": 64}, "sliding_window = 64"),
@@ -151,7 +151,7 @@ def test_a_damaged_config_is_a_fault(case, write_checkpoint, text):
         ({"rope_parameters": {"rope_type": "default", "beta_fast": 3}}, "beta_fast = 3"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3"),
-        ({"head_dim": 5}, "head_dim = 5"),
+        ({"head_dim": 5}, "even rotary dimension, but got `head_dim`=5"),
     ],
 )
 def test_unsupported_settings_are_named(case, write_checkpoint, change, named):
@@ -174,7 +174,7 @@ def test_an_unknown_setting_that_is_off_is_no_obstacle(case, write_checkpoint):
 def test_end_tokens_of_both_configurations_count(case, write_checkpoint):
     folder = write_checkpoint(case.config, case.weights)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 2]}))
-    assert read_config(folder).eos_token_ids == (2, 5)
+    assert read_config(folder)[0].eos_token_ids == (2, 5)
 
 
 def test_unsupported_dtype_is_named(case, write_checkpoint):
