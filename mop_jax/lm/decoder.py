@@ -16,6 +16,7 @@ G = H / K query heads per key head, E head width, D hidden width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -169,7 +170,10 @@ class Attention(nnx.Module):
         return self.o_proj(mixed.reshape(batch, length, -1)), (k, v)
 
 
-_ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": partial(jax.nn.gelu, approximate=True)}
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class MLP(nnx.Module):
@@ -276,7 +280,7 @@ class Decoder(nnx.Module):
         mask = extension_mask(offsets, lengths_b, num_cached, length)
         rotation = None if config.learned_positions else rotary(config, positions_bt)
         if any(config.sliding_layers):
-            near = within_window(positions_bt, num_cached, config.sliding_window)
+            near = within_window(positions_bt, num_cached, config.sliding_window or 0)
             local_mask = mask & near
             local_rotation = rotary(config, positions_bt, local=True)
         graph, stacked = nnx.split(self.layers)
@@ -333,7 +337,7 @@ def extension_mask(offsets: Array, lengths: Array, num_cached: int, num_new: int
     )
 
 
-def within_window(positions_bt: Array, num_cached: int, window: int | None) -> Array:
+def within_window(positions_bt: Array, num_cached: int, window: int) -> Array:
     """Whether cached slot s or new token s − S lies within a token's window, bool [B, T, S + T]."""
     cached = jnp.broadcast_to(jnp.arange(num_cached), (positions_bt.shape[0], num_cached))
     keys = jnp.concatenate([cached, positions_bt], axis=1)
