@@ -46,7 +46,11 @@ _TURNS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses the real language model, so that `-m "not real"` leaves it out."""
+    """Marks what uses the real language model, so that `-m "not real"` leaves it out.
+
+    The notebook, which takes longest, goes first: beside it a second worker does all the rest.
+    """
+    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)

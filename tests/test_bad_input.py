@@ -88,7 +88,7 @@ def garble(name: str) -> Callable[[Path], None]:
 
 def other_model_type(folder: Path) -> None:
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "gpt2"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "phi3"}))
 
 
 def gguf(materials: Materials, folder: Path) -> dict[str, Any]:
@@ -165,13 +165,13 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
         copied("language_model", remove("tokenizer.json")), 2, ["tokenizer"],
     ),
     "another architecture": (
-        copied("language_model", other_model_type), 2, ["model_type 'gpt2'", "supported: 'llama'"],
+        copied("language_model", other_model_type), 2, ["model_type 'phi3'", "supported: 'llama'"],
     ),
     "gguf of another architecture": (gguf, 2, ["'mamba' is not supported", "supported: 'llama'"]),
     "no gguf": (not_gguf, 1, ["model.gguf is no readable GGUF file"]),
     "missing encoder": (lambda m, f: {"encoder": {"path": str(f / "no")}}, 2, ["not found"]),
     "truncated encoder": (copied("encoder", truncate), 1, ["model.safetensors is corrupt"]),
-    "encoder of another kind": (copied("encoder", other_model_type), 2, ["'gpt2'", "bert"]),
+    "encoder of another kind": (copied("encoder", other_model_type), 2, ["'phi3'", "bert"]),
 }  # fmt: skip
 
 

@@ -37,13 +37,18 @@ def test_the_check_in_a_sentence():
     )
 
 
-def write_metrics(folder) -> dict:
+def write_metrics(folder, share_at_ends: float = 0.0) -> dict:
     held_out = {}
     for n, name in enumerate(NAMES):
         held_out[name] = {"mean": -40.125 + n, "se": 0.5}
         if name != "uniform_mixture":
             held_out[f"{name}_minus_uniform"] = {"mean": n - 2.0, "se": 0.25}
-    metrics = {"num_held_out": 12, "held_out": held_out, "candidate_check": check()}
+    metrics = {
+        "num_held_out": 12,
+        "held_out": held_out,
+        "candidate_check": check(),
+        "temperature": {"share_at_ends_of_grid": share_at_ends},
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
 
@@ -60,8 +65,17 @@ def test_the_table_holds_every_predictor_and_where_everything_is(tmp_path):
         assert (f"{n - 2.0:+.2f} ± 0.25" in row) == (name != "uniform_mixture")
     joined = " ".join(" ".join(lines).split())
     assert check_sentence(check()) in joined
+    assert "widen" not in joined
     for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "figures"):
         assert str(tmp_path / name) in joined
+
+
+def test_a_posterior_that_presses_against_the_grid_is_said(tmp_path):
+    write_metrics(tmp_path, share_at_ends=0.25)
+    out = io.StringIO()
+    results_table(tmp_path, Console(file=out, width=110))
+    joined = " ".join(out.getvalue().split())
+    assert "25% of the posterior's temperatures lie at an end of the grid" in joined
 
 
 @pytest.mark.parametrize("content", [None, "", "{"])
