@@ -36,7 +36,7 @@ def to_inference_data(
 
     `posterior` holds every site, with `persona` and any other dimension that the model names;
     `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats (so `arviz.loo` runs);
-    `sample_stats` each draw's log-likelihood total `lp`; `observed_data` the table of
+    `sample_stats` each draw's total `weighted_log_likelihood`; `observed_data` the table of
     log-likelihoods; `constant_data` candidates, leave-one-out mask and weights; `optimization` the
     loss trace of SVI.
 

@@ -136,7 +136,10 @@ def mixture_at(
             )
 
     model = numpyro.handlers.substitute(model, data=dict(draw))
-    return numpyro.handlers.substitute(model, substitute_fn=refuse)(data, **model_kwargs)
+    mixture = numpyro.handlers.substitute(model, substitute_fn=refuse)(data, **model_kwargs)
+    if mixture is None:
+        raise DataError("The model returned None; it must return its PersonaMixture.")
+    return mixture
 
 
 def map_draws(

@@ -171,11 +171,13 @@ def simulate(
         The responses that were not skipped, in the order of their samples.
 
     Raises:
-        DataError: if the numbers of personas, exemplars or embeddings do not fit the posterior.
+        DataError: if `contexts` is one text, or the numbers of personas, exemplars or embeddings do
+            not fit the posterior.
 
     References:
         Bui et al. (2025), section 3 ("persona → exemplar → response").
     """
+    refuse_one_text(contexts)
     for name, found, wanted in (
         ("personas", len(personas), posterior.data.num_personas),
         ("exemplars", len(exemplars), posterior.data.num_exemplars),
@@ -246,3 +248,9 @@ def _invert(log_probs: np.ndarray, uniform: float) -> int:
     upper = np.cumsum(probs)
     index = int(np.searchsorted(upper, uniform * upper[-1], side="right"))
     return min(index, int(np.flatnonzero(probs)[-1]))
+
+
+def refuse_one_text(contexts: Sequence[str]) -> None:
+    """A text is a sequence of texts, its characters; nobody means that."""
+    if isinstance(contexts, str):
+        raise DataError("contexts takes a list of texts; put the one text in a list.")

@@ -6,6 +6,11 @@ how often each component speaks in each context. `run` does the whole job; the p
 hand.
 """
 
+import os
+
+# transformers announces at import that it has found no PyTorch, which is as intended here.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
 from mop_jax import inference, models
 from mop_jax.components import Components
 from mop_jax.config import RunConfig, load_config

@@ -88,7 +88,7 @@ def fit(config: ConfigArgument, out: OutOption = None, update: UpdateOption = Fa
 @app.command()
 def evaluate(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
     """Scores the held-out records and compares the predictors."""
-    _step("evaluate", config, out, update)
+    _step("evaluate", config, out, update, table=True)
 
 
 @app.command()
@@ -107,13 +107,16 @@ def _whole(config: str, out: Path | None, update: bool) -> None:
         results_table(path, Console())
 
 
-def _step(name: str, config: str, out: Path | None, update: bool) -> None:
+def _step(name: str, config: str, out: Path | None, update: bool, *, table: bool = False) -> None:
     with _one_sentence():
         from mop_jax import pipeline
+        from mop_jax.report import held_out_table
 
         _prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
         path = step(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+        if table:
+            Console().print(held_out_table(path))
         Console().print(f"{_TITLES[name]}: done in {path}", soft_wrap=True)
 
 

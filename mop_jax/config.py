@@ -205,6 +205,11 @@ def load_config(source: str | Path) -> RunConfig:
             f"{text} was not found; give a YAML file or a shipped configuration "
             f"({', '.join(shipped_configs())})."
         ) from error
+    except IsADirectoryError as error:
+        raise DataError(
+            f"{text} is a folder without manifest.json, so no run folder; give a YAML file or a "
+            f"shipped configuration ({', '.join(shipped_configs())})."
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text} could not be read as UTF-8 text: {error}.") from error
 

@@ -152,6 +152,16 @@ def temperature_warning(metrics: dict[str, Any]) -> str:
     )
 
 
+def convergence_warning(metrics: dict[str, Any]) -> str:
+    """What to know of fits that have not converged, else ""."""
+    open_ended = [name for name, fit in metrics["fit"].items() if not fit["converged"]]
+    if not open_ended:
+        return ""
+    reason = metrics["fit"][open_ended[0]]["reason"]
+    names = ", ".join(NAMES.get(name, name) for name in open_ended)
+    return f"Not converged: {names}. {reason} Set inference.num_steps."
+
+
 def distinct_words(texts: list[str]) -> list[str]:
     """Each text without the words that all of them share: what tells them apart."""
     common = set.intersection(*(set(text.split()) for text in texts)) if len(texts) > 1 else set()
@@ -168,12 +178,26 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def results_table(path: Path, console: Console) -> None:
     """Prints the held-out results of a finished run, and where its artefacts are."""
+    console.print(held_out_table(path))
+    for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "gate.safetensors", "figures"):
+        console.print(f"  {path / name}", highlight=False, soft_wrap=True)
+
+
+def held_out_table(path: Path) -> Table:
+    """The held-out results of a run that has been evaluated."""
     metrics = read_metrics(path)
     held_out = metrics["held_out"]
     table = Table(
         title=f"Held-out log p(response | context), {metrics['num_held_out']} records",
         caption=" ".join(
-            filter(None, [check_sentence(metrics["candidate_check"]), temperature_warning(metrics)])
+            filter(
+                None,
+                [
+                    check_sentence(metrics["candidate_check"]),
+                    temperature_warning(metrics),
+                    convergence_warning(metrics),
+                ],
+            )
         ),
     )
     table.add_column("predictor")
@@ -187,6 +211,4 @@ def results_table(path: Path, console: Console) -> None:
             f"{level['mean']:.2f} ± {level['se']:.2f}",
             "" if difference is None else f"{difference['mean']:+.2f} ± {difference['se']:.2f}",
         )
-    console.print(table)
-    for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "gate.safetensors", "figures"):
-        console.print(f"  {path / name}", highlight=False, soft_wrap=True)
+    return table

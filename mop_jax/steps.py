@@ -18,6 +18,7 @@ from mop_jax.candidates import CandidateSet
 from mop_jax.components import Components, Method, response_ids
 from mop_jax.config import RunConfig
 from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
+from mop_jax.errors import DataError
 from mop_jax.evaluation.held_out import candidate_check, summarise, uniform_over_prompts
 from mop_jax.inference import (
     Posterior,
@@ -61,6 +62,13 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 def make_personas(space: Workspace) -> None:
     config, seed = space.config, space.config.seed
     train, test = space.read_population()
+    distinct, wanted = len(set(train.text_keys)), config.exemplars.num_exemplars
+    if wanted > distinct:  # said now, not after personas are written
+        raise DataError(
+            f"{wanted} exemplars were asked for, but only {distinct} distinct records are for "
+            f"training ({len(test)} more are held out); set exemplars.num_exemplars to at most "
+            f"{distinct}."
+        )
     vectors: dict[str, np.ndarray] = {}
     for side, records in (("train", train), ("test", test)):
         vectors[f"{side}_context"] = space.encoder.encode(records.contexts)

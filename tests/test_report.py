@@ -37,7 +37,7 @@ def test_the_check_in_a_sentence():
     )
 
 
-def write_metrics(folder, share_at_ends: float = 0.0) -> dict:
+def write_metrics(folder, share_at_ends: float = 0.0, converged: bool = True) -> dict:
     held_out = {}
     for n, name in enumerate(NAMES):
         held_out[name] = {"mean": -40.125 + n, "se": 0.5}
@@ -48,6 +48,7 @@ def write_metrics(folder, share_at_ends: float = 0.0) -> dict:
         "held_out": held_out,
         "candidate_check": check(),
         "temperature": {"share_at_ends_of_grid": share_at_ends},
+        "fit": {"mop": {"converged": converged, "reason": "Still improving."}},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
@@ -66,8 +67,17 @@ def test_the_table_holds_every_predictor_and_where_everything_is(tmp_path):
     joined = " ".join(" ".join(lines).split())
     assert check_sentence(check()) in joined
     assert "widen" not in joined
+    assert "onverged" not in joined
     for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "figures"):
         assert str(tmp_path / name) in joined
+
+
+def test_a_fit_that_has_not_converged_is_said(tmp_path):
+    write_metrics(tmp_path, converged=False)
+    out = io.StringIO()
+    results_table(tmp_path, Console(file=out, width=110))
+    joined = " ".join(out.getvalue().split())
+    assert "Not converged: mixture of personas. Still improving." in joined
 
 
 def test_a_posterior_that_presses_against_the_grid_is_said(tmp_path):
