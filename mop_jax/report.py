@@ -153,8 +153,16 @@ def temperature_warning(metrics: dict[str, Any]) -> str:
 
 
 def convergence_warning(metrics: dict[str, Any]) -> str:
-    """What to know of fits that have not converged, else ""."""
-    open_ended = [name for name, fit in metrics["fit"].items() if not fit["converged"]]
+    """What to know of fits that were still changing, or too short to judge; else "".
+
+    A fit that is only too noisy to be sure of says so in fit.json and above its ELBO trace.
+    """
+    open_ended = [
+        name
+        for name, fit in metrics["fit"].items()
+        if not fit["converged"]
+        and (fit["improvement"] is None or abs(fit["improvement"]) > 2 * fit["standard_error"])
+    ]
     if not open_ended:
         return ""
     reason = metrics["fit"][open_ended[0]]["reason"]

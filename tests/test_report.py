@@ -37,7 +37,9 @@ def test_the_check_in_a_sentence():
     )
 
 
-def write_metrics(folder, share_at_ends: float = 0.0, converged: bool = True) -> dict:
+def write_metrics(
+    folder, share_at_ends: float = 0.0, converged: bool = True, noise: float = 0.01
+) -> dict:
     held_out = {}
     for n, name in enumerate(NAMES):
         held_out[name] = {"mean": -40.125 + n, "se": 0.5}
@@ -48,7 +50,14 @@ def write_metrics(folder, share_at_ends: float = 0.0, converged: bool = True) ->
         "held_out": held_out,
         "candidate_check": check(),
         "temperature": {"share_at_ends_of_grid": share_at_ends},
-        "fit": {"mop": {"converged": converged, "reason": "Still improving."}},
+        "fit": {
+            "mop": {
+                "converged": converged,
+                "reason": "Still improving.",
+                "improvement": 0.05,
+                "standard_error": noise,
+            }
+        },
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     return metrics
@@ -78,6 +87,10 @@ def test_a_fit_that_has_not_converged_is_said(tmp_path):
     results_table(tmp_path, Console(file=out, width=110))
     joined = " ".join(out.getvalue().split())
     assert "Not converged: mixture of personas. Still improving." in joined
+    write_metrics(tmp_path, converged=False, noise=0.03)
+    out = io.StringIO()
+    results_table(tmp_path, Console(file=out, width=110))
+    assert "Not converged" not in out.getvalue()
 
 
 def test_a_posterior_that_presses_against_the_grid_is_said(tmp_path):
