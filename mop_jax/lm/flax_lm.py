@@ -28,7 +28,7 @@ from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
-from mop_jax.lm.scoring import DEFAULT_MEMORY, Scorer
+from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids
@@ -241,7 +241,6 @@ class FlaxLM:
                 end_ids=end_ids,
                 top_p=top_p,
                 max_new_tokens=max_new_tokens,
-                memory=DEFAULT_MEMORY,
                 skip=skip,
                 on_samples=report,
             )

@@ -21,14 +21,9 @@ from jax import Array
 from mop_jax.errors import FaultError
 from mop_jax.lm.base import TokenIds
 from mop_jax.lm.decoder import Decoder, KVCache
-from mop_jax.lm.scoring import (
-    DEFAULT_MEMORY,
-    OUT_OF_RANGE,
-    append,
-    by_backend,
-    pad,
-    prefix_pools,
-)
+from mop_jax.lm.memory import default_memory
+from mop_jax.lm.planning import by_backend, pad
+from mop_jax.lm.prefixes import OUT_OF_RANGE, append, prefix_pools
 
 SLOTS = {"cpu": 16}
 SLOTS_ACCELERATOR = 128
@@ -158,7 +153,7 @@ def sample_pairs(
     end_ids: Sequence[int],
     top_p: float = 1.0,
     max_new_tokens: int = 96,
-    memory: float = DEFAULT_MEMORY,
+    memory: float | None = None,
     skip: np.ndarray | None = None,
     on_samples: OnSamples = lambda indices, samples: None,
 ) -> Samples:
@@ -175,7 +170,7 @@ def sample_pairs(
         end_ids: ids that end a response.
         top_p: probability kept by nucleus truncation, in (0, 1].
         max_new_tokens: longest response, end token included.
-        memory: bytes of pooled prefixes at a time.
+        memory: bytes of pooled prefixes at a time; a share of what there is by default.
         skip: bool [n], samples that are not needed. Batches are planned as if they were, and run
             unless all their samples are skipped, so that what is drawn does not depend on it.
         on_samples: called with the indices of samples just drawn, and the samples.
@@ -189,6 +184,7 @@ def sample_pairs(
     token_ids: list[list[int]] = [[] for _ in pairs]
     log_probs, finished = np.zeros(len(pairs)), np.zeros(len(pairs), bool)
     longest = -(-max((len(r) for r in requests), default=1) // 16) * 16
+    memory = default_memory(decoder) if memory is None else memory
     for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory, skip):
         num_slots = pool.cache.keys.shape[2] + longest + max_new_tokens
         for begin in range(0, len(members), num_rows):
