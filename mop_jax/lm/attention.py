@@ -138,7 +138,11 @@ class Attention(nnx.Module):
         """
         batch, length = mask.shape[:2]
         if inputs is None:
-            parts = (self.q_proj(x_nd), self.k_proj(x_nd), self.v_proj(x_nd))
+            parts: tuple[Array, ...] = (
+                self.q_proj(x_nd),
+                self.k_proj(x_nd),
+                self.v_proj(x_nd),
+            )
         else:
             cuts = (self.q_proj.out_features, self.q_proj.out_features + self.k_proj.out_features)
             parts = tuple(jnp.split(product(x_nd, inputs), cuts, axis=-1))
