@@ -50,7 +50,7 @@ class Packing(NamedTuple):
 
     Attributes:
         slots: int32 [N], place in the flattened rows of each packed token.
-        tokens: int32 [B, T], packed place of each row's tokens; any valid place for padding.
+        tokens: int32 [B, T], packed place of each row's tokens; its last one's for padding.
     """
 
     slots: Array
@@ -64,9 +64,10 @@ def pack(lengths_b: Array, length: int, num_tokens: int) -> Packing:
     places = jnp.arange(num_tokens)
     rows = jnp.minimum((places[:, None] >= ends).sum(axis=1), len(lengths_b) - 1)
     slots = rows * length + places - starts[rows]
-    tokens = starts[:, None] + jnp.arange(length)
+    # Padding repeats its own row's last token: what is not finite in one row stays there.
+    tokens = jnp.minimum(starts[:, None] + jnp.arange(length), ends[:, None] - 1)
     return Packing(
-        jnp.minimum(slots, len(lengths_b) * length - 1), jnp.minimum(tokens, num_tokens - 1)
+        jnp.minimum(slots, len(lengths_b) * length - 1), jnp.clip(tokens, 0, num_tokens - 1)
     )
 
 

@@ -193,7 +193,9 @@ def _groups(
         groups[-1].append(i)
         held |= nodes
         counts[-1] = len(held) + 1
-    return groups, -(-max(counts, default=1) // 16) * 16
+    # Rounded up, so that shapes repeat from one piece of work to the next, but within the budget.
+    needed = max(counts, default=1)
+    return groups, min(-(-needed // 16) * 16, max(needed, int(memory // row_bytes)))
 
 
 def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:
