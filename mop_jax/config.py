@@ -45,11 +45,15 @@ class SplitConfig(_Section):
 
 
 class LanguageModelConfig(_Section):
-    """The frozen language model; see `FlaxLM.from_pretrained`."""
+    """The frozen language model; see `FlaxLM.from_pretrained`.
+
+    `memory_gib` bounds the keys and values of prompts' prefixes; by default a share of what the
+    machine has.
+    """
 
     path: str
     dtype: Literal["float32", "bfloat16"] = "float32"
-    memory_gib: float = Field(2.0, gt=0)
+    memory_gib: float | None = Field(None, gt=0)
 
 
 class EncoderConfig(_Section):

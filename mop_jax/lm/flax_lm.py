@@ -28,6 +28,7 @@ from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
+from mop_jax.lm.memory import default_memory
 from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
@@ -45,27 +46,39 @@ class FlaxLM:
         tokenizer: the Hugging Face tokenizer, or None for a checkpoint without one.
     """
 
-    def __init__(self, decoder: Decoder, tokenizer: Any | None = None, weights_hash: str = ""):
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Any | None = None,
+        weights_hash: str = "",
+        memory: float | None = None,
+    ):
         """Wraps a decoder; `from_pretrained` is the usual way in.
 
         Args:
             decoder: the model.
             tokenizer: its tokenizer; without one, only ids are accepted.
             weights_hash: identifies the weights in caches.
+            memory: bytes that the keys and values of prefixes may take at a time; by default a
+                share of what the machine has.
         """
         self.decoder = decoder
         self.tokenizer = tokenizer
+        self._memory = default_memory(decoder) if memory is None else memory
         self._weights_hash = weights_hash or _hash_state(decoder)
         self._graph, self._state = nnx.split(decoder)
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, dtype: str = "float32") -> FlaxLM:
+    def from_pretrained(
+        cls, path_or_id: str | Path, dtype: str = "float32", *, memory: float | None = None
+    ) -> FlaxLM:
         """Loads weights and tokenizer.
 
         Args:
             path_or_id: a hub id, a folder with `config.json` and safetensors, a `.gguf` file, or
                 `package:NAME/path` of either.
             dtype: `float32` or `bfloat16`; sums and softmax are float32 in both.
+            memory: bytes; see the constructor.
 
         Raises:
             DataError: if nothing is there, or the architecture is not supported.
@@ -85,7 +98,7 @@ class FlaxLM:
             if family.translate is not None:
                 tensors = family.translate(tensors)
             decoder, digest = load_decoder(config, tensors, jnp.dtype(dtype), str(path))
-            return cls(decoder, load_tokenizer(path), digest)
+            return cls(decoder, load_tokenizer(path), digest, memory)
         if path.suffix != ".gguf":
             raise DataError(
                 f"{path} is no checkpoint; give a folder with config.json and *.safetensors, or a "
@@ -93,7 +106,7 @@ class FlaxLM:
             )
         file = GGUFFile(path)
         decoder, digest = load_decoder(file.config(), file.tensors(), jnp.dtype(dtype), str(path))
-        return cls(decoder, gguf_tokenizer(file), digest)
+        return cls(decoder, gguf_tokenizer(file), digest, memory)
 
     @property
     def config(self) -> DecoderConfig:
@@ -196,7 +209,7 @@ class FlaxLM:
             longest = int(totals.argmax())
             self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
-            scorer = Scorer(self.decoder, grid, memory)
+            scorer = Scorer(self.decoder, grid, self._memory if memory is None else memory)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
     def sample_pairs(
@@ -245,6 +258,7 @@ class FlaxLM:
                 top_k=top_k,
                 min_p=min_p,
                 max_new_tokens=max_new_tokens,
+                memory=self._memory,
                 skip=skip,
                 on_samples=report,
             )
