@@ -45,10 +45,14 @@ class SplitConfig(_Section):
 
 
 class LanguageModelConfig(_Section):
-    """The frozen language model; see `FlaxLM.from_pretrained`."""
+    """The frozen language model; see `FlaxLM.from_pretrained`.
+
+    `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices.
+    """
 
     path: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    mesh: str = Field("auto", pattern=r"^(auto|[1-9]\d*x[1-9]\d*)$")
     memory_gib: float = Field(2.0, gt=0)
 
 

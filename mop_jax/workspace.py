@@ -56,7 +56,7 @@ class Workspace:
     def language_model(self) -> FlaxLM:
         """The language model; refused if it is not the one that the run began with."""
         section = self.config.language_model
-        model = FlaxLM.from_pretrained(section.path, section.dtype)
+        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh)
         self.folder.source("language model", model.fingerprint)
         return model
 
