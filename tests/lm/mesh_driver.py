@@ -10,6 +10,7 @@ whose names begin with `golden` give logits only.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mop_jax.lm import scoring
+from mop_jax.lm import flax_lm, scoring
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.lm.mesh import initialize_distributed, is_writer, to_host
+from mop_jax.lm.mesh import initialize_distributed, is_writer, shard_rows, to_host
 
 GRID = TemperatureGrid(0.25, (5, 4, 3))
 
@@ -48,6 +49,14 @@ def logits(lm: FlaxLM) -> dict[str, np.ndarray]:
     found = to_host(lm.logits(tokens, lengths))
     real = (np.arange(13) < lengths[:, None])[..., None]
     return {"tokens": tokens, "lengths": lengths, "logits": np.where(real, found, 0.0)}
+
+
+def collectives(lm: FlaxLM) -> np.ndarray:
+    """How many all-reduces the program of the logits holds, and how many others."""
+    batch = shard_rows(lm.mesh, (np.zeros((8, 16), np.int32), np.full(8, 16, np.int32)))
+    text = flax_lm._logits.lower(lm._graph, lm._state, *batch).compile().as_text()
+    other = r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
+    return np.asarray([len(re.findall(p, text)) for p in (r" all-reduce(?:-start)?\(", other)])
 
 
 def scores(lm: FlaxLM) -> np.ndarray:
@@ -107,7 +116,7 @@ def main(out: str, splits: str, *checkpoints: str) -> None:
     for name, folder_of in (checkpoint.split("=") for checkpoint in checkpoints):
         for split in splits.split(","):
             lm = FlaxLM.from_pretrained(folder_of, mesh=split)
-            parts = {**logits(lm), **shards(lm)}
+            parts = {**logits(lm), **shards(lm), "collectives": collectives(lm)}
             if not name.startswith("golden"):
                 parts |= {"scores": scores(lm), **samples(lm)}
             found |= {f"{name}/{split}/{what}": value for what, value in parts.items()}

@@ -17,10 +17,12 @@ import pytest
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import mop_jax
+from mop_jax.config import RunConfig
 from mop_jax.errors import DataError
 from mop_jax.lm import mesh as meshes
 from mop_jax.lm.config import DecoderConfig, RopeScaling
 from mop_jax.lm.families import parse_config, read_config
+from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.mesh import (
     RULES,
     automatic_split,
@@ -38,6 +40,8 @@ from mop_jax.lm.mesh import (
     shard_rows,
     to_host,
 )
+from mop_jax.run_folder import RunFolder
+from mop_jax.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("mesh_driver.py")
 FAMILIES = [
@@ -120,7 +124,7 @@ def part(run, name, split):
     """Results of one checkpoint on one mesh, without what lies where."""
     start = f"{name}/{split}/"
     named = {key.removeprefix(start): v for key, v in run.items() if key.startswith(start)}
-    return {key: value for key, value in named.items() if "/" not in key}
+    return {k: v for k, v in named.items() if "/" not in k and k != "collectives"}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -161,6 +165,12 @@ def test_each_device_holds_the_part_it_should(runs, split):
         held = runs[f"llama/{split}/held/{name}"]
         assert held[:, 0].tolist() == list(range(8)), name
         assert {tuple(row[1:]) for row in held.tolist()} == {shape(model)}, name
+
+
+@pytest.mark.parametrize(("split", "sums"), [("8x1", 0), ("4x2", 3), ("2x4", 3)])
+def test_only_sums_cross_devices(runs, split, sums):
+    """After the embedding, and in the layer that is compiled once after o and after down."""
+    assert runs[f"llama/{split}/collectives"].tolist() == [sums, 0]
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -327,6 +337,56 @@ def test_bytes_of_llama_3_8b():
     assert kv_bytes_per_token(LLAMA_3_8B, jnp.bfloat16) == 2 * 32 * 8 * 128 * 2 == 131_072
     assert kv_bytes_per_token(LLAMA_3_8B, jnp.bfloat16, 8) == 131_072 // 8
     assert kv_bytes_per_token(LLAMA_3_8B, jnp.bfloat16, 16) == 131_072
+
+
+def test_the_documentations_table():
+    """Every figure of docs/devices.md, computed anew."""
+    text = (Path(__file__).parents[2] / "docs" / "devices.md").read_text(encoding="utf-8")
+    table = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 7 and "=" not in line and "---" not in line:
+            table[cells[0]] = cells[2:]
+    config, dtype = LLAMA_3_8B, jnp.bfloat16
+    rows, new, cached = 256, 64, 400
+    heads, width = config.num_heads, config.intermediate_size
+
+    def figures(model: int) -> dict[str, float]:
+        token = kv_bytes_per_token(config, dtype, model)
+        return {
+            "weights": parameter_bytes(config, dtype, model),
+            "keys and values of a token": token,
+            "256 prefixes of 400 tokens": 256 * 400 * token,
+            "attention scores, one layer": rows * heads * new * (cached + new) * 4 / model,
+            "gathered prefixes, one layer": rows * cached * token / config.num_layers,
+            "feed-forward, one layer": 3 * rows * new * width * 2 / model,
+            "residual stream": rows * new * config.hidden_size * 2,
+            "logits of a block": 2 * 4_096 * 32_768 * 4 / model,
+        }
+
+    assert table.keys() == figures(1).keys()
+    for name, (exact, *by_model) in table.items():
+        assert exact == f"{figures(1)[name]:,.0f}"
+        for model, cell in zip((1, 2, 4, 8), by_model, strict=True):
+            value = figures(model)[name]
+            small = name == "keys and values of a token"
+            assert cell == (f"{value / 1e6:.3f} MB" if small else f"{value / 1e9:.2f} GB"), name
+
+
+def test_the_configuration_chooses_dtype_and_mesh(monkeypatch, tmp_path):
+    section = {"path": "m", "dtype": "bfloat16", "mesh": "4x2"}
+    config = RunConfig.model_validate(
+        {
+            "population": {"path": "a.csv", "context": "x", "response": "y"},
+            "language_model": section,
+            "encoder": {"path": "e"},
+        }
+    )
+    asked = []
+    monkeypatch.setattr(FlaxLM, "from_pretrained", lambda *args: asked.append(args) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Workspace(RunFolder(tmp_path / "run", config)).language_model  # noqa: B018
+    assert asked == [("m", "bfloat16", "4x2")]
 
 
 @pytest.mark.parametrize(
