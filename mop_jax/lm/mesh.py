@@ -279,13 +279,6 @@ def _device_bytes(
     return total * jnp.dtype(dtype).itemsize
 
 
-def kv_bytes_per_token(config: DecoderConfig, dtype: jnp.dtype, model: int = 1) -> int:
-    """Bytes of keys and values that one token takes on one device, in all layers."""
-    heads = config.num_kv_heads
-    heads = heads // model if heads % model == 0 else heads
-    return 2 * config.num_layers * heads * config.head_dim * jnp.dtype(dtype).itemsize
-
-
 def initialize_distributed() -> None:
     """Joins this process to the others of a run on several hosts; call it before anything of JAX.
 

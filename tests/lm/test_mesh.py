@@ -23,13 +23,13 @@ from mop_jax.lm import mesh as meshes
 from mop_jax.lm.config import DecoderConfig, RopeScaling
 from mop_jax.lm.families import parse_config, read_config
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.memory import kv_bytes_per_token
 from mop_jax.lm.mesh import (
     RULES,
     automatic_split,
     cache_sharding,
     initialize_distributed,
     is_writer,
-    kv_bytes_per_token,
     make_mesh,
     num_lanes,
     parameter_bytes,
