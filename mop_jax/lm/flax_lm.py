@@ -228,7 +228,7 @@ class FlaxLM:
             longest = int(totals.argmax())
             self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
-            scorer = Scorer(self.decoder, grid, memory)
+            scorer = Scorer(self.decoder, grid, memory, self.mesh)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
     def sample_pairs(
@@ -279,6 +279,7 @@ class FlaxLM:
                 max_new_tokens=max_new_tokens,
                 skip=skip,
                 on_samples=report,
+                mesh=self.mesh,
             )
         return self._generation(samples, end_ids)
 

@@ -19,18 +19,21 @@ _LEAST = 2.0**28
 
 
 def default_memory(decoder: Decoder) -> float:
-    """Bytes that pooled prefixes may take at a time, where nobody says.
+    """Bytes of a device that pooled prefixes may take at a time, where nobody says.
 
     It depends on the machine and the model, not on what else is running: a resumed run must plan
     the batches that it planned before.
     """
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
+    leaves = jax.tree.leaves(nnx.state(decoder))
     if limit is None:
-        return _SHARE_OF_HOST * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        # CPU devices of one process, each with a pool of its own, share the memory.
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return _SHARE_OF_HOST * host / len(leaves[0].sharding.addressable_devices)
     held = sum(
         shard.data.nbytes
-        for leaf in jax.tree.leaves(nnx.state(decoder))
+        for leaf in leaves
         for shard in leaf.addressable_shards
         if shard.device == device
     )

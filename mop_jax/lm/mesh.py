@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -138,6 +138,11 @@ def num_lanes(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape[DATA]
 
 
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Where an array lies whose leading axis is split over `data`."""
+    return NamedSharding(mesh, PartitionSpec(DATA))
+
+
 def shard_rows(mesh: Mesh | None, tree: Tree) -> Tree:
     """Arrays with their leading axis split over `data`, which must divide it.
 
@@ -167,6 +172,49 @@ def _put(mesh: Mesh | None, tree: Tree, spec: PartitionSpec) -> Tree:
 def put_array(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """A host array on its devices; each gets its own part and no more."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def constrain(tree: Tree, shardings: Any) -> Tree:
+    """Arrays of a compiled program that are to lie so; a tree of shardings, or None for anyhow."""
+    return tree if shardings is None else jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def made_on(shardings: Any, function: Callable[..., Tree], *args: Any) -> Tree:
+    """`function(*args)` (hashable arguments), its arrays made where they are to lie.
+
+    Nothing is made in full on one device that is then to be spread over several.
+    """
+    if shardings is None:
+        return function(*args)
+    return jax.jit(function, static_argnums=range(len(args)), out_shardings=shardings)(*args)
+
+
+def in_lanes(mesh: Mesh | None, function: Callable[..., Tree], in_axes: Any = 0) -> Callable:
+    """A function of one lane's arrays as a function of all lanes' in a compiled program.
+
+    On a mesh arguments and results have one more axis in front, the lane, split over `data`: each
+    lane is computed by its own devices. Without a mesh it is the function itself.
+
+    Args:
+        mesh: the mesh.
+        function: of arrays; what it closes over is common to all lanes.
+        in_axes: those of `jax.vmap`; None for an argument that is common to all lanes.
+    """
+    if mesh is None:
+        return function
+    lanes = row_sharding(mesh)
+    mapped = jax.vmap(function, in_axes=in_axes, spmd_axis_name=DATA)
+    return lambda *args: jax.tree.map(lambda leaf: constrain(leaf, lanes), mapped(*args))
+
+
+def is_split(mesh: Mesh | None) -> bool:
+    """Whether several devices share the weights."""
+    return mesh is not None and mesh.shape[MODEL] > 1
+
+
+def num_parts(mesh: Mesh | None, vocab_size: int) -> int:
+    """How many devices share the rows of the vocabulary projection; see `RULES`."""
+    return 1 if mesh is None or vocab_size % mesh.shape[MODEL] else mesh.shape[MODEL]
 
 
 def to_host(tree: Tree) -> Tree:

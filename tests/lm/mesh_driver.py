@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from mop_jax.lm import flax_lm, scoring
+from mop_jax.lm import flax_lm, planning, vocabulary
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.mesh import initialize_distributed, is_writer, shard_rows, to_host
@@ -102,9 +102,10 @@ def main(out: str, splits: str, *checkpoints: str) -> None:
     if "JAX_PROCESS_ID" in os.environ:
         initialize_distributed()
     # A short vocabulary still makes several blocks, and few tokens several batches.
-    scoring.VOCABULARY_BLOCK["cpu"] = 64
-    scoring.TOKENS_PER_BATCH["cpu"] = 96
-    scoring.POSITIONS_PER_CHUNK["cpu"] = 64
+    vocabulary.VOCABULARY_BLOCK["cpu"] = 64
+    vocabulary.POSITION_BLOCK["cpu"] = 16
+    planning.TOKENS_PER_CHUNK["cpu"] = 24
+    planning.CHUNKS_PER_CALL["cpu"] = 2
     # Compiled programs are kept where the suite keeps its own.
     folder = Path(__file__).parents[2] / ".cache" / "jax-tests"
     jax.config.update("jax_compilation_cache_dir", str(folder))
