@@ -47,12 +47,13 @@ class SplitConfig(_Section):
 class LanguageModelConfig(_Section):
     """The frozen language model; see `FlaxLM.from_pretrained`.
 
-    `memory_gib` bounds the keys and values of prompts' prefixes; by default a share of what the
-    machine has.
+    `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices. `memory_gib`
+    bounds the keys and values of prompts' prefixes; by default a share of what the machine has.
     """
 
     path: str
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    mesh: str = Field("auto", pattern=r"^(auto|[1-9]\d*x[1-9]\d*)$")
     memory_gib: float | None = Field(None, gt=0)
 
 

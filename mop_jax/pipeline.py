@@ -33,7 +33,7 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "figures": ("name",),
 }  # fmt: skip
 # Fields of the language model's that say how it is run, not what comes of it.
-_RESOURCES = {"memory_gib"}
+_RESOURCES = {"mesh", "memory_gib"}
 _NEEDS = {
     "personas": (),
     "score": ("personas",),

@@ -58,7 +58,7 @@ class Workspace:
         """The language model; refused if it is not the one that the run began with."""
         section = self.config.language_model
         memory = None if self._memory is None else self._memory * 2**30
-        model = FlaxLM.from_pretrained(section.path, section.dtype, memory=memory)
+        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh, memory=memory)
         self.folder.source("language model", model.fingerprint)
         return model
 

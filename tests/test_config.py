@@ -23,7 +23,7 @@ def test_the_smallest_configuration_and_its_defaults():
     config = parse({})
     assert config.population.context == "x"
     assert config.candidates.method == "importance"
-    assert config.language_model.dtype == "float32"
+    assert config.language_model.dtype == config.language_model.mesh == "auto"
     assert config.inference.guide == "AutoNormal"
     assert 1.0 in [1 / (m * config.temperatures.step) for m in config.temperatures.multiples]
     again = RunConfig.model_validate(config.model_dump(mode="json"))
@@ -55,6 +55,7 @@ def test_a_file_is_read(tmp_path):
         ({"seed": -1}, "seed"),
         ({"seed": "many"}, "seed"),
         ({"language_model": {"path": "m", "dtype": "float16"}}, "language_model.dtype"),
+        ({"language_model": {"path": "m", "mesh": "4 by 2"}}, "language_model.mesh"),
         ({"split": {"by": "film"}}, "split.by"),
         ({"candidates": {"method": "best"}}, "candidates.method"),
         ({"candidates": {"uniform_share": 0}}, "candidates.uniform_share"),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from mop_jax.errors import DataError
 from mop_jax.lm import sampling
@@ -29,13 +30,14 @@ from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.memory import default_memory
+from mop_jax.lm.mesh import make_mesh, num_lanes, replicate, shard_decoder, shard_rows
 from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids
 from mop_jax.resources import resolve_path
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 class FlaxLM:
@@ -44,6 +46,7 @@ class FlaxLM:
     Attributes:
         decoder: the NNX module.
         tokenizer: the Hugging Face tokenizer, or None for a checkpoint without one.
+        mesh: the devices that it runs on, or None for one; see `mop_jax.lm.mesh`.
     """
 
     def __init__(
@@ -51,37 +54,49 @@ class FlaxLM:
         decoder: Decoder,
         tokenizer: Any | None = None,
         weights_hash: str = "",
+        mesh: Mesh | None = None,
         memory: float | None = None,
     ):
         """Wraps a decoder; `from_pretrained` is the usual way in.
 
         Args:
-            decoder: the model.
+            decoder: the model; its weights are moved onto the mesh if they are not there.
             tokenizer: its tokenizer; without one, only ids are accepted.
             weights_hash: identifies the weights in caches.
-            memory: bytes that the keys and values of prefixes may take at a time; by default a
-                share of what the machine has.
+            mesh: devices with the axes `data` and `model`.
+            memory: bytes of a device that the keys and values of prefixes may take at a time; by
+                default a share of what there is.
         """
-        self.decoder = decoder
-        self.tokenizer = tokenizer
-        self._memory = default_memory(decoder) if memory is None else memory
         self._weights_hash = weights_hash or _hash_state(decoder)
-        self._graph, self._state = nnx.split(decoder)
+        self.decoder = shard_decoder(decoder, mesh)
+        self.tokenizer = tokenizer
+        self.mesh = mesh
+        self._memory = default_memory(self.decoder) if memory is None else memory
+        self._graph, self._state = nnx.split(self.decoder)
 
     @classmethod
     def from_pretrained(
-        cls, path_or_id: str | Path, dtype: str = "float32", *, memory: float | None = None
+        cls,
+        path_or_id: str | Path,
+        dtype: str | None = None,
+        mesh: str | Mesh | None = None,
+        memory: float | None = None,
     ) -> FlaxLM:
         """Loads weights and tokenizer.
 
         Args:
             path_or_id: a hub id, a folder with `config.json` and safetensors, a `.gguf` file, or
                 `package:NAME/path` of either.
-            dtype: `float32` or `bfloat16`; sums and softmax are float32 in both.
+            dtype: `float32` or `bfloat16`; sums and softmax are float32 in both. By default
+                (`auto`) float32 on CPU and bfloat16 on accelerators.
+            mesh: `DxM` for D devices along the batch times M that share the weights, or a mesh
+                with the axes `data` and `model`. By default (`auto`) all devices along the batch,
+                with weights shared only as far as they must be to fit.
             memory: bytes; see the constructor.
 
         Raises:
-            DataError: if nothing is there, or the architecture is not supported.
+            DataError: if nothing is there, the architecture is not supported, or there are fewer
+                devices than the mesh needs.
             FaultError: if the checkpoint is damaged, by tensor or file name.
 
         Example:
@@ -89,24 +104,31 @@ class FlaxLM:
             >>> lm.log_likelihood(["The capital of France is"], [" Paris"]).round(1)
             array([-0.3])
         """
+        dtype = dtype or "auto"
         if dtype not in DTYPES:
             raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
+        if dtype == "auto":
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        stored = jnp.dtype(dtype)
         path = resolve_path(path_or_id)
         if path.is_dir():
             config, family = read_config(path)
             tensors: Tensors = safetensors_tensors(path)
             if family.translate is not None:
                 tensors = family.translate(tensors)
-            decoder, digest = load_decoder(config, tensors, jnp.dtype(dtype), str(path))
-            return cls(decoder, load_tokenizer(path), digest, memory)
+            devices = make_mesh(mesh, config, stored)
+            decoder, digest = load_decoder(config, tensors, stored, str(path), devices)
+            return cls(decoder, load_tokenizer(path), digest, devices, memory)
         if path.suffix != ".gguf":
             raise DataError(
                 f"{path} is no checkpoint; give a folder with config.json and *.safetensors, or a "
                 ".gguf file."
             )
         file = GGUFFile(path)
-        decoder, digest = load_decoder(file.config(), file.tensors(), jnp.dtype(dtype), str(path))
-        return cls(decoder, gguf_tokenizer(file), digest, memory)
+        config = file.config()
+        devices = make_mesh(mesh, config, stored)
+        decoder, digest = load_decoder(config, file.tensors(), stored, str(path), devices)
+        return cls(decoder, gguf_tokenizer(file), digest, devices, memory)
 
     @property
     def config(self) -> DecoderConfig:
@@ -132,15 +154,19 @@ class FlaxLM:
             lengths: int [B], real tokens of each row.
 
         Returns:
-            float32 [B, T, V]; meaningless at padded positions.
+            float32 [B, T, V]; meaningless at padded positions. On a mesh the rows are shared out
+            over `data`, and every process is given the whole.
         """
+        token_ids, lengths = np.asarray(token_ids, np.int32), np.asarray(lengths, np.int32)
+        num_rows = len(token_ids)
+        filling = -num_rows % num_lanes(self.mesh)
+        batch = shard_rows(
+            self.mesh,
+            (np.pad(token_ids, ((0, filling), (0, 0))), np.pad(lengths, (0, filling))),
+        )
         with self._precision():
-            return _logits(
-                self._graph,
-                self._state,
-                jnp.asarray(token_ids, jnp.int32),
-                jnp.asarray(lengths, jnp.int32),
-            )
+            logits = _logits(self._graph, self._state, *batch)
+        return replicate(self.mesh, logits)[:num_rows]
 
     def log_likelihood(
         self,
@@ -209,7 +235,8 @@ class FlaxLM:
             longest = int(totals.argmax())
             self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
-            scorer = Scorer(self.decoder, grid, self._memory if memory is None else memory)
+            memory = self._memory if memory is None else memory
+            scorer = Scorer(self.decoder, grid, memory, self.mesh)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
     def sample_pairs(
@@ -261,6 +288,7 @@ class FlaxLM:
                 memory=self._memory,
                 skip=skip,
                 on_samples=report,
+                mesh=self.mesh,
             )
         return self._generation(samples, end_ids)
 

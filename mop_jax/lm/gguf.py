@@ -76,7 +76,7 @@ class GGUFFile:
             ) from error
         self.path = path
         try:
-            self._reader = GGUFReader(path)
+            self._reader = _plain_reader(GGUFReader)(path)
         except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError) as error:
             raise FaultError(
                 f"{path} is no readable GGUF file, or it is cut off ({error}); fetch it again."
@@ -191,6 +191,20 @@ class GGUFFile:
         if self._architecture.interleaved and ".attn_k." in tensor.name:
             return _half_split(value, int(self.setting("attention.head_count_kv", heads)))
         return value
+
+
+def _plain_reader(base: type) -> type:
+    """A reader whose file is a plain array on the map.
+
+    Slices of `numpy.memmap` carry attributes of their own, which takes most of the time that a
+    vocabulary's fields need; an array on the same map does not.
+    """
+
+    class PlainReader(base):  # type: ignore[valid-type,misc]
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+    return PlainReader
 
 
 def _half_split(rows: np.ndarray, num_heads: int) -> np.ndarray:

@@ -19,28 +19,35 @@ _LEAST = 2.0**28
 
 
 def default_memory(decoder: Decoder) -> float:
-    """Bytes that pooled prefixes may take at a time, where nobody says.
+    """Bytes of a device that pooled prefixes may take at a time, where nobody says.
 
     It depends on the machine and the model, not on what else is running: a resumed run must plan
     the batches that it planned before.
     """
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
+    leaves = jax.tree.leaves(nnx.state(decoder))
     if limit is None:
-        return _SHARE_OF_HOST * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        # CPU devices of one process, each with a pool of its own, share the memory.
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return _SHARE_OF_HOST * host / len(leaves[0].sharding.addressable_devices)
     held = sum(
         shard.data.nbytes
-        for leaf in jax.tree.leaves(nnx.state(decoder))
+        for leaf in leaves
         for shard in leaf.addressable_shards
         if shard.device == device
     )
     return max(_SHARE_OF_DEVICE * (limit - held), _LEAST)
 
 
-def kv_bytes_per_token(config: DecoderConfig, dtype: jnp.dtype) -> int:
-    """Bytes of a token's keys and values in all layers: 2 · L · K · E numbers."""
-    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    return numbers * jnp.dtype(dtype).itemsize
+def kv_bytes_per_token(config: DecoderConfig, dtype: jnp.dtype, model: int = 1) -> int:
+    """Bytes of a token's keys and values on one device, in all layers: 2 · L · K · E numbers.
+
+    `model` devices share the heads if it divides their number; otherwise each has all of them.
+    """
+    heads = config.num_kv_heads
+    heads = heads // model if heads % model == 0 else heads
+    return 2 * config.num_layers * heads * config.head_dim * jnp.dtype(dtype).itemsize
 
 
 def is_out_of_memory(error: Exception) -> bool:

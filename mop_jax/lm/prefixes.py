@@ -14,17 +14,29 @@ import numpy as np
 from flax import nnx
 from jax import Array
 from jax import numpy as jnp
+from jax.sharding import Mesh
 
 from mop_jax.lm.attention import KVCache, empty_cache
 from mop_jax.lm.base import TokenIds
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.memory import is_out_of_memory, kv_bytes_per_token
+from mop_jax.lm.mesh import (
+    MODEL,
+    cache_sharding,
+    constrain,
+    in_lanes,
+    made_on,
+    num_lanes,
+    replicate,
+    shard_rows,
+)
 from mop_jax.lm.planning import (
     TOKENS_PER_CHUNK,
     TOKENS_PER_CHUNK_ACCELERATOR,
     by_backend,
     chunk_shapes,
     pad,
+    plan_calls,
     plan_chunks,
 )
 
@@ -34,26 +46,51 @@ OUT_OF_RANGE = np.iinfo(np.int32).max
 _SLOT_STEP = 16
 
 
-@partial(jax.jit, static_argnames=("graph", "packed"))
+@partial(jax.jit, static_argnames=("graph", "packed", "mesh"))
 def run_segments(
-    graph, state, pool: KVCache, tokens: Array, lengths: Array, parents: Array, *, packed: int
+    graph,
+    state,
+    pool: KVCache,
+    tokens: Array,
+    lengths: Array,
+    parents: Array,
+    *,
+    packed: int,
+    mesh: Mesh | None = None,
 ) -> KVCache:
-    """Whole prefixes [L, B, S, K, E]: each parent row of the pool, continued by `tokens`."""
-    _, new = nnx.merge(graph, state).extend(pool, tokens, lengths, parents, packed=packed)
-    parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
-    return append(parent, new)
+    """Whole prefixes [L, B, S, K, E]: each parent row of the pool, continued by `tokens`.
+
+    On a mesh the arguments are those of D lanes, and all lanes' prefixes [L, D · B, S, K, E] come
+    back, on every device of `data` as the pool is.
+    """
+    decoder = nnx.merge(graph, state)
+
+    def run(tokens, lengths, parents):
+        _, new = decoder.extend(pool, tokens, lengths, parents, packed=packed)
+        parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
+        return append(parent, new)
+
+    grown = in_lanes(mesh, run)(tokens, lengths, parents)
+    if mesh is None:
+        return grown
+    keys, values = (x.swapaxes(0, 1).reshape(x.shape[1], -1, *x.shape[3:]) for x in grown[:2])
+    whole = KVCache(keys, values, grown.lengths.reshape(-1))
+    return constrain(whole, cache_sharding(mesh, decoder.config, rows_over_data=False))
 
 
 # A step of its own that only writes: XLA then updates the donated pool in place, where a program
 # that also reads it copies the whole of it first.
-@partial(jax.jit, donate_argnames="pool")
-def place_rows(pool: KVCache, prefixes: KVCache, rows: Array) -> KVCache:
-    """Puts prefixes into `rows` of the pool."""
-    return KVCache(
+@partial(jax.jit, donate_argnames="pool", static_argnames="shardings")
+def place_rows(
+    pool: KVCache, prefixes: KVCache, rows: Array, *, shardings: KVCache | None = None
+) -> KVCache:
+    """Puts prefixes into `rows` of the pool, which lies as `shardings` say."""
+    placed = KVCache(
         pool.keys.at[:, rows].set(prefixes.keys, mode="drop"),
         pool.values.at[:, rows].set(prefixes.values, mode="drop"),
         pool.lengths.at[rows].set(prefixes.lengths, mode="drop"),
     )
+    return constrain(placed, shardings)
 
 
 def append(cache: KVCache, new: KVCache) -> KVCache:
@@ -81,7 +118,12 @@ class PrefixPool:
     """
 
     def __init__(
-        self, decoder: Decoder, prefixes: dict[int, Sequence[TokenIds]], num_rows: int, size: int
+        self,
+        decoder: Decoder,
+        prefixes: dict[int, Sequence[TokenIds]],
+        num_rows: int,
+        size: int,
+        mesh: Mesh | None = None,
     ):
         """Runs all prefixes.
 
@@ -91,9 +133,14 @@ class PrefixPool:
             num_rows: rows of the pool, at least the number of distinct paths (their parents
                 counted) and one more; fixed by the caller so that shapes repeat.
             size: tokens of the longest prefix, or more.
+            mesh: the decoder's; every device along `data` has the whole pool.
         """
         self._graph, self._state = nnx.split(decoder)
-        self.cache = empty_cache(decoder.config, num_rows, size, decoder.dtype)
+        self._mesh = mesh
+        self._shardings = cache_sharding(mesh, decoder.config, rows_over_data=False)
+        self.cache = made_on(
+            self._shardings, empty_cache, decoder.config, num_rows, size, decoder.dtype
+        )
         self._row_of_path: dict[tuple, int] = {(): 0}
         paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
         for depth in range(1, max(map(len, paths.values()), default=0) + 1):
@@ -106,23 +153,34 @@ class PrefixPool:
         self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
         lengths = [len(path[-1]) for path in paths]
         budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
-        for shape, members in plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16)):
-            tokens, counts = pad([paths[i][-1] for i in members], shape.length, shape.num_rows)
+        chunks = plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16))
+        lanes = num_lanes(self._mesh)
+        for call in plan_calls(chunks, lanes):
+            length, num_rows, num_tokens = call[0].shape
+            tokens = np.zeros((lanes, num_rows, length), np.int32)
+            counts, parents = np.zeros((2, lanes, num_rows), np.int32)
             # Rows that only fill the batch are sent out of range and dropped.
-            rows = np.full(shape.num_rows, OUT_OF_RANGE, np.int32)
-            rows[: len(members)] = [first + i for i in members]
-            parents = np.zeros(shape.num_rows, np.int32)
-            parents[: len(members)] = [self._row_of_path[paths[i][:-1]] for i in members]
+            rows = np.full((lanes, num_rows), OUT_OF_RANGE, np.int32)
+            for lane, (_, members) in enumerate(call):
+                segments = [paths[i][-1] for i in members]
+                tokens[lane], counts[lane] = pad(segments, length, num_rows)
+                rows[lane, : len(members)] = [first + i for i in members]
+                parents[lane, : len(members)] = [self._row_of_path[paths[i][:-1]] for i in members]
+            inputs = (tokens, counts, parents)
             grown = run_segments(
                 self._graph,
                 self._state,
                 self.cache,
-                tokens,
-                counts,
-                parents,
-                packed=shape.num_tokens,
+                *(shard_rows(self._mesh, inputs) if self._mesh else (x[0] for x in inputs)),
+                packed=num_tokens,
+                mesh=self._mesh,
             )
-            self.cache = place_rows(self.cache, grown, rows)
+            self.cache = place_rows(
+                self.cache,
+                grown,
+                replicate(self._mesh, rows.reshape(-1)),
+                shardings=self._shardings,
+            )
 
 
 def prefix_pools(
@@ -131,6 +189,7 @@ def prefix_pools(
     wanted: np.ndarray,
     memory: float,
     skip: np.ndarray | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[PrefixPool, list[int]]]:
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
@@ -141,8 +200,9 @@ def prefix_pools(
         decoder: the model.
         prefixes: paths of segments.
         wanted: int [n], the prefix of each piece of work.
-        memory: bytes of one pool; a pool holds at least one prefix whatever the budget.
+        memory: bytes of one pool on a device; a pool holds at least one prefix whatever the budget.
         skip: bool [n], work that is done; pools that nothing else needs are not run.
+        mesh: the decoder's.
 
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
@@ -151,7 +211,8 @@ def prefix_pools(
     paths = {i: path_of(prefixes[i]) for i in used}
     longest = max((sum(map(len, p)) for p in paths.values()), default=0)
     size = -(-longest // _SLOT_STEP) * _SLOT_STEP
-    row_bytes = max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype))
+    model = 1 if mesh is None else mesh.shape[MODEL]
+    row_bytes = max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype, model))
     groups, num_rows = _groups(paths, row_bytes, memory)
     while groups:
         group = groups.pop(0)
@@ -160,7 +221,7 @@ def prefix_pools(
         if skip is not None and skip[members].all():
             continue
         try:
-            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size)
+            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size, mesh)
             jax.block_until_ready(pool.cache)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error) or len(group) == 1:

@@ -15,22 +15,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from mop_jax.errors import FaultError
 from mop_jax.lm.base import TokenIds
+from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, KVCache, empty_cache
 from mop_jax.lm.drawing import Truncation, draw_tokens
 from mop_jax.lm.memory import default_memory
+from mop_jax.lm.mesh import (
+    cache_sharding,
+    constrain,
+    made_on,
+    num_lanes,
+    replicate,
+    row_sharding,
+    shard_rows,
+    to_host,
+)
 from mop_jax.lm.planning import by_backend, pad
 from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, append, prefix_pools
 
+# On each device along `data`.
 SLOTS = {"cpu": 32}
 SLOTS_ACCELERATOR = 128
 # Slots are refilled when this share of them is free: a smaller one leaves fewer idle, a larger one
@@ -93,16 +106,27 @@ class Prompts(NamedTuple):
     hidden: Array
 
 
-def idle_slots(decoder: Decoder, num_slots: int, size: int, max_new_tokens: int) -> Slots:
+def idle_slots(
+    config: DecoderConfig, dtype: jnp.dtype, num_slots: int, size: int, max_new_tokens: int
+) -> Slots:
     """Slots without work; `size` is the number of tokens that each can hold."""
     shape = (num_slots, max_new_tokens)
     return Slots(
-        empty_cache(decoder.config, num_slots, size, decoder.dtype),
-        jnp.zeros((num_slots, decoder.config.hidden_size), decoder.dtype),
+        empty_cache(config, num_slots, size, dtype),
+        jnp.zeros((num_slots, config.hidden_size), dtype),
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         *(jnp.zeros(num_slots, dtype) for dtype in (jnp.int32, bool, bool, bool)),
     )
+
+
+def slots_sharding(mesh: Mesh | None, config: DecoderConfig) -> Slots | None:
+    """Where slots lie, as slots of shardings: split over `data`, heads over `model`."""
+    cache = cache_sharding(mesh, config, rows_over_data=True)
+    if mesh is None or cache is None:
+        return None
+    rows: Any = row_sharding(mesh)
+    return Slots(cache, *[rows] * (len(Slots._fields) - 1))
 
 
 @partial(jax.jit, static_argnames="graph")
@@ -117,8 +141,10 @@ def run_prompts(graph, state, pool: KVCache, tokens, lengths, rows) -> Prompts:
 
 
 # Apart from `run_prompts`, so that the donated slots are only written: see `place_rows`.
-@partial(jax.jit, donate_argnames="slots")
-def place_prompts(slots: Slots, prompts: Prompts, places: Array) -> Slots:
+@partial(jax.jit, donate_argnames="slots", static_argnames="shardings")
+def place_prompts(
+    slots: Slots, prompts: Prompts, places: Array, shardings: Slots | None = None
+) -> Slots:
     """Puts prompts into the slots at `places`; those out of range are dropped."""
     width = min(slots.cache.keys.shape[2], prompts.cache.keys.shape[2])
     new = prompts.cache
@@ -126,7 +152,7 @@ def place_prompts(slots: Slots, prompts: Prompts, places: Array) -> Slots:
     def put(old: Array, value) -> Array:
         return old.at[places].set(value, mode="drop")
 
-    return Slots(
+    placed = Slots(
         KVCache(
             slots.cache.keys.at[:, places, :width].set(new.keys[:, :, :width], mode="drop"),
             slots.cache.values.at[:, places, :width].set(new.values[:, :, :width], mode="drop"),
@@ -140,21 +166,23 @@ def place_prompts(slots: Slots, prompts: Prompts, places: Array) -> Slots:
         put(slots.ended, False),
         slots.faulty,
     )
+    return constrain(placed, shardings)
 
 
-@partial(jax.jit, static_argnames="size")
-def resize(slots: Slots, *, size: int) -> Slots:
+@partial(jax.jit, static_argnames=("size", "shardings"))
+def resize(slots: Slots, *, size: int, shardings: Slots | None = None) -> Slots:
     """Slots that can hold `size` tokens each."""
     old = slots.cache.keys.shape[2]
     room = ((0, 0), (0, 0), (0, max(0, size - old)), (0, 0), (0, 0))
     keys, values = (jnp.pad(x, room)[:, :, :size] for x in slots.cache[:2])
-    return slots._replace(cache=KVCache(keys, values, slots.cache.lengths))
+    resized = slots._replace(cache=KVCache(keys, values, slots.cache.lengths))
+    return constrain(resized, shardings)
 
 
-@partial(jax.jit, static_argnames="graph", donate_argnames="slots")
+@partial(jax.jit, static_argnames=("graph", "shardings"), donate_argnames="slots")
 def advance(
     graph, state, slots: Slots, root, sample_ids, temperature, end_ids,
-    truncation: Truncation, enough,
+    truncation: Truncation, enough, shardings: Slots | None = None,
 ):  # fmt: skip
     """Draws tokens in the live slots until `enough` responses are over, or a slot has no room.
 
@@ -168,6 +196,7 @@ def advance(
         end_ids: int32, the ids that end a response.
         truncation: which tokens may be drawn.
         enough: how many responses.
+        shardings: where the slots lie, on a mesh.
 
     Returns:
         The slots, and the number of steps.
@@ -205,7 +234,7 @@ def advance(
             # A NaN or +∞ anywhere, or −∞ everywhere, is found in the maximum.
             now.faulty | (now.live & ~jnp.isfinite(logits.max(axis=-1))),
         )
-        return following, steps + 1
+        return constrain(following, shardings), steps + 1
 
     return jax.lax.while_loop(unfinished, draw, (slots, 0))
 
@@ -227,6 +256,7 @@ def sample_pairs(
     memory: float | None = None,
     skip: np.ndarray | None = None,
     on_samples: OnSamples = lambda indices, samples: None,
+    mesh: Mesh | None = None,
 ) -> Samples:
     """Draws one response for each (prefix, request) pair.
 
@@ -243,10 +273,12 @@ def sample_pairs(
         top_k: the same; None keeps all tokens.
         min_p: the same; 0 keeps all tokens.
         max_new_tokens: longest response, end token included.
-        memory: bytes of pooled prefixes at a time; by default a share of what the machine has.
+        memory: bytes of a device that pooled prefixes may take at a time; by default a share of
+            what the machine has.
         skip: bool [n], samples that are not needed and not drawn; they come back empty. Slots are
             planned as if they were needed, so that the others are drawn in the same shapes.
         on_samples: called with the indices of samples just drawn, and the samples; in any order.
+        mesh: the decoder's; slots are split over `data`.
 
     Raises:
         DataError: if a truncation is out of its range.
@@ -273,10 +305,11 @@ def sample_pairs(
         max_new_tokens,
         drawn,
         on_samples,
+        mesh,
     )
     longest = -(-max(len(requests[r]) for r in pairs[:, 1]) // 8) * 8
     memory = default_memory(decoder) if memory is None else memory
-    for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory, skip):
+    for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory, skip, mesh):
         waiting = [i for i in members if skip is None or not skip[i]]
         for batch in work.batches(waiting):
             work.run_until_free(len(batch))
@@ -301,16 +334,25 @@ class _Work:
         max_new_tokens: int,
         drawn: Samples,
         on_samples: OnSamples,
+        mesh: Mesh | None,
     ):
         """Starts with idle slots; the arguments are those of `sample_pairs`, by sample."""
         self._graph, self._state = nnx.split(decoder)
         self._temperature, self._sample_ids = temperature, sample_ids
-        self._prompt_lengths, self._root, self._end_ids = prompt_lengths, root, end_ids
-        self._truncation, self._drawn, self._on_samples = truncation, drawn, on_samples
-        self.num_slots = min(by_backend(SLOTS, SLOTS_ACCELERATOR), -(-len(sample_ids) // 4) * 4)
+        self._prompt_lengths, self._mesh = prompt_lengths, mesh
+        self._root, self._end_ids, self._truncation = replicate(mesh, (root, end_ids, truncation))
+        self._drawn, self._on_samples = drawn, on_samples
+        lanes = num_lanes(mesh)
+        num_slots = min(by_backend(SLOTS, SLOTS_ACCELERATOR) * lanes, -(-len(sample_ids) // 4) * 4)
+        self.num_slots = -(-num_slots // lanes) * lanes
         self.num_refill = max(MIN_REFILL, int(self.num_slots * REFILL_SHARE))
+        self.num_refill = -(-self.num_refill // lanes) * lanes
         self._windows = windows(int(prompt_lengths.max()) + max_new_tokens)
-        self._slots = idle_slots(decoder, self.num_slots, self._windows[0], max_new_tokens)
+        self._shardings = slots_sharding(mesh, decoder.config)
+        self._slots = made_on(
+            self._shardings, idle_slots, decoder.config, decoder.dtype, self.num_slots,
+            self._windows[0], max_new_tokens,
+        )  # fmt: skip
         self._owner = np.full(self.num_slots, -1)
         self._filled = np.zeros(self.num_slots, int)
         self.slot_steps = 0
@@ -335,33 +377,35 @@ class _Work:
         """Gives free slots the samples `batch`, whose requests are `tokens`."""
         rows = np.zeros(self.num_refill, np.int32)
         rows[: len(batch)] = [pool.row_of[i] for i in prefixes]
-        prompts = run_prompts(
-            self._graph, self._state, pool.cache, tokens, np.maximum(lengths, 1), rows
-        )
+        inputs = shard_rows(self._mesh, (tokens, np.maximum(lengths, 1), rows))
+        prompts = run_prompts(self._graph, self._state, pool.cache, *inputs)
         free = np.flatnonzero(self._owner < 0)[: len(batch)]
         places = np.full(self.num_refill, OUT_OF_RANGE, np.int32)
         places[: len(batch)] = free
         self._owner[free], self._filled[free] = batch, self._prompt_lengths[batch]
         self._fit()
-        self._slots = place_prompts(self._slots, prompts, places)
+        self._slots = place_prompts(
+            self._slots, prompts, replicate(self._mesh, places), self._shardings
+        )
 
     def run_until_free(self, wanted: int) -> None:
         """Draws until that many slots are free, and hands over what has ended."""
         while (missing := wanted - int((self._owner < 0).sum())) > 0:
             self._fit()
             owner = np.maximum(self._owner, 0)
+            by_slot = (self._sample_ids[owner].astype(np.uint32), self._temperature[owner])
             self._slots, steps = advance(
                 self._graph,
                 self._state,
                 self._slots,
                 self._root,
-                self._sample_ids[owner].astype(np.uint32),
-                self._temperature[owner],
+                *shard_rows(self._mesh, by_slot),
                 self._end_ids,
                 self._truncation,
                 min(missing, self.num_refill),
+                self._shardings,
             )
-            self.slot_steps += int(steps) * self.num_slots
+            self.slot_steps += int(to_host(steps)) * self.num_slots
             self._collect()
 
     def _fit(self) -> None:
@@ -369,22 +413,21 @@ class _Work:
         needed = max(self._filled[self._owner >= 0], default=0) + 1
         size = next((size for size in self._windows if size >= needed), self._windows[-1])
         if size != self._slots.cache.keys.shape[2]:
-            self._slots = resize(self._slots, size=size)
+            self._slots = resize(self._slots, size=size, shardings=self._shardings)
 
     def _collect(self) -> None:
         slots = self._slots
-        faulty, live, ended = (np.asarray(x) for x in (slots.faulty, slots.live, slots.ended))
+        faulty, live, ended = to_host((slots.faulty, slots.live, slots.ended))
         if faulty.any():
             raise FaultError(
                 "The language model gave logits that are not finite in sample "
                 f"{int(self._sample_ids[self._owner[np.flatnonzero(faulty)[0]]])}."
             )
-        self._filled = np.array(slots.cache.lengths)
+        self._filled = np.array(to_host(slots.cache.lengths))
         over = np.flatnonzero(~live & (self._owner >= 0))
         if not len(over):
             return
-        counts, tokens = np.asarray(slots.counts), np.asarray(slots.tokens)
-        log_probs = np.asarray(slots.log_probs)
+        counts, tokens, log_probs = to_host((slots.counts, slots.tokens, slots.log_probs))
         drawn, indices = self._drawn, self._owner[over]
         for slot, i in zip(over, indices, strict=True):
             drawn.token_ids[i] = tokens[slot, : counts[slot]].tolist()

@@ -20,18 +20,21 @@ import jax
 import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import Mesh
 
 from mop_jax.errors import FaultError, NotFiniteError
 from mop_jax.lm.attention import KVCache
 from mop_jax.lm.base import Continuation, OnScores, TemperatureGrid, TokenIds
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.memory import default_memory, is_out_of_memory
+from mop_jax.lm.mesh import in_lanes, is_split, num_lanes, num_parts, replicate, shard_rows, to_host
 from mop_jax.lm.planning import (
     CHUNKS_PER_CALL,
     CHUNKS_PER_CALL_ACCELERATOR,
     TOKENS_PER_CHUNK,
     TOKENS_PER_CHUNK_ACCELERATOR,
     Chunk,
+    ChunkShape,
     by_backend,
     chunk_shapes,
     pad,
@@ -50,10 +53,15 @@ from mop_jax.lm.vocabulary import (
 
 # Calls under way at a time: the host prepares one while the device runs another.
 _CALLS_AHEAD = 2
+# Inputs that are common to all lanes of a mesh: they end loops, which lanes run in step.
+_COMMON = ("num_chunks", "num_places")
 
 
 class CallInputs(NamedTuple):
     """What a call needs besides the model and the pool.
+
+    On a mesh all but `_COMMON` have one more axis in front, D lanes, one for each device along
+    `data`; those two are then the largest over the lanes.
 
     Attributes:
         tokens: int32 [C, B, T], suffixes.
@@ -75,7 +83,8 @@ class CallInputs(NamedTuple):
 
 
 @partial(
-    jax.jit, static_argnames=("graph", "packed", "join", "multiples", "block", "positions", "cap")
+    jax.jit,
+    static_argnames=("graph", "packed", "join", "multiples", "block", "positions", "cap", "mesh"),
 )
 def score_suffixes(
     graph,
@@ -90,59 +99,78 @@ def score_suffixes(
     block: int,
     positions: int,
     cap: float | None,
+    mesh: Mesh | None = None,
 ) -> Array:
-    """Log-probabilities of response tokens, float32 [M, G]; see `grid_log_probs`."""
+    """Log-probabilities of response tokens, float32 [M, G]; see `grid_log_probs`.
+
+    On a mesh, those of all lanes, [D, M, G].
+    """
     decoder = nnx.merge(graph, state)
-    hidden = decoder.extend_chunks(
-        pool,
-        inputs.tokens,
-        inputs.lengths,
-        inputs.rows,
-        inputs.num_chunks,
-        packed=packed,
-        join=join,
-    )
-    return grid_log_probs(
-        decoder.output_embedding,
-        hidden.reshape(-1, hidden.shape[-1])[inputs.places],
-        inputs.targets,
-        step,
-        inputs.num_places,
-        multiples=multiples,
-        block=block,
-        positions=positions,
-        cap=cap,
-    )
+
+    def run(*arrays: Array) -> Array:
+        inputs = CallInputs(*arrays)  # type: ignore[arg-type]
+        hidden = decoder.extend_chunks(
+            pool,
+            inputs.tokens,
+            inputs.lengths,
+            inputs.rows,
+            inputs.num_chunks,
+            packed=packed,
+            join=join,
+        )
+        return grid_log_probs(
+            decoder.output_embedding,
+            hidden.reshape(-1, hidden.shape[-1])[inputs.places],
+            inputs.targets,
+            step,
+            inputs.num_places,
+            multiples=multiples,
+            block=block,
+            positions=positions,
+            cap=cap,
+            parts=num_parts(mesh, decoder.config.vocab_size),
+        )
+
+    axes = tuple(None if name in _COMMON else 0 for name in CallInputs._fields)
+    return in_lanes(mesh, run, axes)(*inputs)
 
 
 class _Call(NamedTuple):
-    scores: Array | np.ndarray  # [M, G]
-    owners: np.ndarray  # [M], pair of each response token
+    scores: Array | np.ndarray  # [M, G] or [D, M, G]
+    owners: np.ndarray  # [M] or [D, M], pair of each response token; −1 for none
     members: list[int]  # pairs
 
 
 class Scorer:
     """Scores (prefix, continuation) pairs; see the module's docstring for how."""
 
-    def __init__(self, decoder: Decoder, grid: TemperatureGrid, memory: float | None = None):
+    def __init__(
+        self,
+        decoder: Decoder,
+        grid: TemperatureGrid,
+        memory: float | None = None,
+        mesh: Mesh | None = None,
+    ):
         """Prepares the projection.
 
         Args:
             decoder: the model.
             grid: temperatures.
-            memory: bytes that pooled prefixes may take at a time; by default a share of what the
-                machine has.
+            memory: bytes of a device that pooled prefixes may take at a time; by default a share
+                of what the machine has.
+            mesh: the decoder's.
         """
-        self._decoder = decoder
+        self._decoder, self._mesh = decoder, mesh
         self._graph, self._state = nnx.split(decoder)
         self._grid = grid
         self._memory = default_memory(decoder) if memory is None else memory
         self._tokens = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
         self._chunks = by_backend(CHUNKS_PER_CALL, CHUNKS_PER_CALL_ACCELERATOR)
         self._positions = by_backend(POSITION_BLOCK, POSITION_BLOCK_ACCELERATOR)
-        self._block = vocabulary_block(
-            decoder.config.vocab_size, by_backend(VOCABULARY_BLOCK, VOCABULARY_BLOCK_ACCELERATOR)
-        )
+        vocab_size = decoder.config.vocab_size
+        parts = num_parts(mesh, vocab_size)
+        block = by_backend(VOCABULARY_BLOCK, VOCABULARY_BLOCK_ACCELERATOR)
+        self._block = parts * vocabulary_block(vocab_size // parts, max(1, block // parts))
 
     def score(
         self,
@@ -173,7 +201,9 @@ class Scorer:
         if not len(pairs) or (skip is not None and skip.all()):
             return
         work = _Work(continuations, pairs)
-        for pool, members in prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, skip):
+        for pool, members in prefix_pools(
+            self._decoder, prefixes, pairs[:, 0], self._memory, skip, self._mesh
+        ):
             self._score_pool(work, pool, members, on_scores, skip)
 
     def _score_pool(self, work: _Work, pool: PrefixPool, members, on_scores, skip) -> None:
@@ -212,7 +242,7 @@ class Scorer:
         under_way: deque[_Call] = deque()
         shapes = chunk_shapes(work.lengths, self._tokens)
         chunks = plan_chunks([work.lengths[i] for i in members], shapes)
-        for chunk_call in plan_calls(chunks, self._chunks):
+        for chunk_call in plan_calls(chunks, self._chunks * num_lanes(self._mesh)):
             pairs = [members[i] for chunk in chunk_call for i in chunk.members]
             if skip is not None and skip[pairs].all():
                 continue
@@ -223,7 +253,45 @@ class Scorer:
             yield _fetched(under_way.popleft())
 
     def _start(self, work: _Work, pool: PrefixPool, chunks: list[Chunk], members) -> _Call:
-        shape, num_chunks = chunks[0].shape, min(self._chunks, work.max_chunks(chunks[0].shape))
+        shape, lanes = chunks[0].shape, num_lanes(self._mesh)
+        num_chunks = min(self._chunks, -(-work.max_chunks(shape) // lanes))
+        # Dealt out, so that a call that is not full is shared by all lanes too.
+        each = [
+            self._lane(work, pool, chunks[lane::lanes], members, shape, num_chunks)
+            for lane in range(lanes)
+        ]
+        inputs, owners = each[0]
+        if self._mesh is not None:
+            inputs = _placed(self._mesh, [lane for lane, _ in each])
+            owners = np.stack([lane for _, lane in each])
+        scores = score_suffixes(
+            self._graph,
+            self._state,
+            pool.cache,
+            inputs,
+            np.float32(self._grid.step),
+            packed=shape.num_tokens,
+            # Products of one input are joined where layers' weights are copied anyhow, and whole.
+            join=jax.default_backend() == "cpu" and not is_split(self._mesh),
+            multiples=self._grid.multiples,
+            block=self._block,
+            positions=min(self._positions, owners.shape[-1]),
+            cap=self._decoder.config.logit_softcap,
+            mesh=self._mesh,
+        )
+        every = [members[i] for chunk in chunks for i in chunk.members]
+        return _Call(scores, owners, every)
+
+    def _lane(
+        self,
+        work: _Work,
+        pool: PrefixPool,
+        chunks: list[Chunk],
+        members,
+        shape: ChunkShape,
+        num_chunks: int,
+    ) -> tuple[CallInputs, np.ndarray]:
+        """What one lane is given (nothing, for no chunks), and the owners of its scores."""
         tokens = np.zeros((num_chunks, shape.num_rows, shape.length), np.int32)
         lengths = np.zeros((num_chunks, shape.num_rows), np.int32)
         rows = np.zeros((num_chunks, shape.num_rows), np.int32)
@@ -251,29 +319,15 @@ class Scorer:
             _filled(targets, room),
             np.asarray(sum(map(len, targets)), np.int32),
         )
-        scores = score_suffixes(
-            self._graph,
-            self._state,
-            pool.cache,
-            inputs,
-            np.float32(self._grid.step),
-            packed=shape.num_tokens,
-            # Products of one input are joined where layers' weights are copied anyhow.
-            join=jax.default_backend() == "cpu",
-            multiples=self._grid.multiples,
-            block=self._block,
-            positions=min(self._positions, room),
-            cap=self._decoder.config.logit_softcap,
-        )
-        every = [members[i] for chunk in chunks for i in chunk.members]
-        return _Call(scores, np.concatenate(owners), every)
+        return inputs, _filled(owners, room, -1)
 
     def _report(self, call: _Call, on_scores: OnScores) -> None:
         members = np.asarray(call.members)
         order = np.argsort(members)
         totals = np.zeros((len(members), len(self._grid.multiples)))
-        scores = np.asarray(call.scores, np.float64)[: len(call.owners)]
-        np.add.at(totals, order[np.searchsorted(members, call.owners, sorter=order)], scores)
+        real = call.owners >= 0
+        owners, scores = call.owners[real], np.asarray(call.scores, np.float64)[real]
+        np.add.at(totals, order[np.searchsorted(members, owners, sorter=order)], scores)
         finite = np.isfinite(totals).all(axis=1)
         if not finite.all():
             raise NotFiniteError(int(members[~finite][0]))
@@ -294,12 +348,20 @@ class _Work:
 
 
 def _fetched(call: _Call) -> _Call:
-    return call._replace(scores=np.asarray(call.scores))
+    return call._replace(scores=to_host(call.scores))
 
 
-def _filled(parts: Sequence, length: int) -> np.ndarray:
-    """Parts one behind the other, and zeros up to `length`, int32."""
-    result = np.zeros(length, np.int32)
-    joined = np.concatenate([np.asarray(part, np.int32) for part in parts])
-    result[: len(joined)] = joined
+def _placed(mesh: Mesh, lanes: Sequence[CallInputs]) -> CallInputs:
+    """The inputs of all lanes, each on its lane's devices."""
+    stacked = CallInputs(*(np.stack(values) for values in zip(*lanes, strict=True)))
+    common = {name: getattr(stacked, name).max() for name in _COMMON}
+    return shard_rows(mesh, stacked)._replace(**replicate(mesh, common))
+
+
+def _filled(parts: Sequence, length: int, filler: int = 0) -> np.ndarray:
+    """Parts one behind the other, and `filler` up to `length`, int32."""
+    result = np.full(length, filler, np.int32)
+    if parts:
+        joined = np.concatenate([np.asarray(part, np.int32) for part in parts])
+        result[: len(joined)] = joined
     return result

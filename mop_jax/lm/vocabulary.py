@@ -24,7 +24,7 @@ def vocabulary_block(vocab_size: int, target: int) -> int:
     return min(divisors, key=lambda d: abs(d - target), default=vocab_size)
 
 
-@partial(jax.jit, static_argnames=("multiples", "block", "positions", "cap"))
+@partial(jax.jit, static_argnames=("multiples", "block", "positions", "cap", "parts"))
 def grid_log_probs(
     embedding: Array,
     hidden: Array,
@@ -36,6 +36,7 @@ def grid_log_probs(
     block: int,
     positions: int | None = None,
     cap: float | None = None,
+    parts: int = 1,
 ) -> Array:
     """Log-probabilities of target tokens at every temperature of a grid, float32 [n, G].
 
@@ -54,6 +55,8 @@ def grid_log_probs(
         block: rows of the vocabulary at a time; divides V.
         positions: positions at a time; divides n. All by default.
         cap: of the logits; see `softcap`.
+        parts: devices that share the rows of the embedding; divides `block` and V. Each block then
+            takes an equal part of every device's rows.
     """
     total, width = hidden.shape
     positions = total if positions is None else positions
@@ -81,7 +84,8 @@ def grid_log_probs(
         jnp.full((len(columns), positions), -1e30),
         jnp.zeros((len(columns), len(multiples), positions)),
     )
-    blocks = embedding.reshape(-1, block, width)
+    blocks = embedding.reshape(parts, -1, block // parts, width).swapaxes(0, 1)
+    blocks = blocks.reshape(-1, block, width)
     (top, sums), _ = jax.lax.scan(add_block, start, blocks)
     chosen = jnp.einsum("nd,nd->n", hidden, embedding[targets], preferred_element_type=jnp.float32)
     chosen = softcap(chosen, cap)

@@ -13,7 +13,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mop_jax.lm.base import Continuation
+from mop_jax.lm.families import parse_config
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.mesh import parameter_shapes
+from mop_jax.lm.weights import checkpoint_name
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -66,6 +69,24 @@ def save_checkpoint(
     return folder
 
 
+def random_weights(config: dict) -> dict[str, np.ndarray]:
+    """A checkpoint's tensors for any configuration, with uneven predictions."""
+    parsed = parse_config(config)
+    mean = 0.0 if parsed.norm == "rms_offset" else 1.0
+    rng = np.random.default_rng(0)
+    weights = {}
+    for target, shape in parameter_shapes(parsed).items():
+        layers = range(shape[0]) if target.startswith("layers.") else [None]
+        for layer in layers:
+            value = rng.normal(size=shape if layer is None else shape[1:])
+            if target.endswith("kernel"):
+                value = value.T * (1.5 / value.shape[0] ** 0.5)
+            else:
+                value = mean + 0.3 * value if target.endswith("scale") else 0.5 * value
+            weights[checkpoint_name(target, layer)] = np.ascontiguousarray(value, np.float32)
+    return weights
+
+
 @pytest.fixture
 def write_checkpoint(tmp_path) -> Callable[..., Path]:
     """`save_checkpoint` into a folder of the test's own."""
@@ -73,16 +94,40 @@ def write_checkpoint(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def golden_lm(tmp_path_factory) -> Callable[[str], FlaxLM]:
-    """Loads a golden checkpoint from a folder, once; it has no tokenizer."""
+def even_checkpoint(tmp_path_factory) -> Callable[..., Path]:
+    """Writes a golden configuration, changed so that many devices divide its sizes."""
+    sizes = {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 8,
+        "head_dim": 6,
+    }
+
+    def write(name: str, num_shards: int = 2, **changes: Any) -> Path:
+        config = {**Golden(name).config, **sizes, **changes}
+        folder = tmp_path_factory.mktemp(name) / "even"
+        return save_checkpoint(folder, config, random_weights(config), num_shards)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def golden_folder(tmp_path_factory) -> Callable[[str], Path]:
+    """Writes a golden checkpoint, once; it has no tokenizer."""
 
     @cache
-    def load(name: str) -> FlaxLM:
+    def write(name: str) -> Path:
         case = Golden(name)
-        folder = save_checkpoint(tmp_path_factory.mktemp(name) / "c", case.config, case.weights)
-        return FlaxLM.from_pretrained(folder)
+        return save_checkpoint(tmp_path_factory.mktemp(name) / "c", case.config, case.weights)
 
-    return load
+    return write
+
+
+@pytest.fixture(scope="session")
+def golden_lm(golden_folder) -> Callable[[str], FlaxLM]:
+    """Loads a golden checkpoint from its folder, once."""
+    return cache(lambda name: FlaxLM.from_pretrained(golden_folder(name)))
 
 
 @pytest.fixture(scope="session")

@@ -192,7 +192,7 @@ def test_refills_compile_nothing(lm, work, slots, monkeypatch):
 
 def test_slots_are_updated_in_place(lm):
     graph, state = nnx.split(lm.decoder)
-    slots = sampling.idle_slots(lm.decoder, 8, 640, LONGEST)
+    slots = sampling.idle_slots(lm.config, lm.decoder.dtype, 8, 640, LONGEST)
     size = slots.cache.keys.nbytes + slots.cache.values.nbytes
     program = sampling.advance.lower(
         graph, state, slots, jax.random.key(0), np.zeros(8, np.uint32), np.ones(8, np.float32),

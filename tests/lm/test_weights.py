@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm.families import read_config
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.lm.weights import checkpoint_name, target_name
+from mop_jax.lm.weights import (
+    checkpoint_name,
+    safetensors_files,
+    safetensors_tensors,
+    target_name,
+)
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
@@ -106,6 +117,114 @@ def test_a_truncated_file_is_named(case, write_checkpoint, kept):
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(FaultError, match=r"model\.safetensors is no readable safetensors file"):
         load(folder)
+
+
+def test_the_first_tensor_that_is_cut_off_is_named(case, write_checkpoint):
+    """A shard that lost its end, in the middle of one tensor; others follow it in the file."""
+    folder = write_checkpoint(case.config, case.weights, num_shards=2)
+    file = folder / "model-00002-of-00002.safetensors"
+    content = file.read_bytes()
+    size = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:size])
+    entries.pop("__metadata__", None)
+    in_order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+    begin, end = entries[in_order[3]]["data_offsets"]
+    file.write_bytes(content[: size + (begin + end) // 2])
+    with pytest.raises(FaultError) as caught:
+        load(folder)
+    assert str(file) in str(caught.value)
+    assert f"it ends before tensor {in_order[3]} does" in str(caught.value)
+
+
+def test_a_file_cut_off_while_it_is_read_is_named(case, write_checkpoint):
+    folder = write_checkpoint(case.config, case.weights)
+    file = folder / "model.safetensors"
+    tensors = safetensors_tensors(folder)
+    next(tensors)[1]()
+    file.write_bytes(file.read_bytes()[:-9_000])
+    with pytest.raises(FaultError, match=r"model\.safetensors ends before tensor model\.\S+ does"):
+        [read() for _, read in tensors]
+
+
+def test_numbers_of_an_unknown_type_are_named(case, write_checkpoint):
+    case.weights[Q_PROJ] = case.weights[Q_PROJ].astype(np.complex64)
+    with pytest.raises(FaultError, match=f"{Q_PROJ} is of type C64, which is not supported"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+def test_a_tensor_that_is_there_twice_is_named(case, write_checkpoint):
+    case.weights[Q_PROJ.removeprefix("model.")] = case.weights[Q_PROJ]
+    with pytest.raises(FaultError, match=f"{Q_PROJ} is there twice"):
+        load(write_checkpoint(case.config, case.weights))
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32"])
+def test_tensors_are_read_as_the_library_reads_them(case, write_checkpoint, stored):
+    weights = {name: value.astype(jnp.dtype(stored)) for name, value in case.weights.items()}
+    folder = write_checkpoint(case.config, weights, num_shards=3)
+    found = {name: read() for name, read in safetensors_tensors(folder)}
+    assert list(found) == [name for file in safetensors_files(folder) for name in load_file(file)]
+    for name, value in found.items():
+        assert value.dtype == stored
+        np.testing.assert_array_equal(value, weights[name])
+    lm = FlaxLM.from_pretrained(folder, dtype="bfloat16")
+    assert lm.decoder.layers.self_attn.q_proj.kernel[...].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(
+        lm.decoder.layers.self_attn.q_proj.kernel[...][1], weights[Q_PROJ].T.astype(jnp.bfloat16)
+    )
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "float32"), ("tpu", "bfloat16")])
+def test_the_default_dtype_is_the_backends(case, write_checkpoint, monkeypatch, backend, dtype):
+    folder = write_checkpoint(case.config, case.weights)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    for given in (None, "auto"):
+        assert FlaxLM.from_pretrained(folder, given).decoder.dtype == dtype
+    assert FlaxLM.from_pretrained(folder, "float32").decoder.dtype == "float32"
+
+
+# Loads a checkpoint twice, the first time to compile; prints resident MiB after it that are not
+# parameters: at rest, and at the peak of the second time.
+MEASURE = r"""
+import sys, re, gc, jax
+from mop_jax.lm.flax_lm import FlaxLM
+
+def status(field):
+    return int(re.search(field + r":\s+(\d+) kB", open("/proc/self/status").read())[1]) / 1024
+
+lm = FlaxLM.from_pretrained(sys.argv[1], "float32")
+held = sum(leaf.nbytes for leaf in jax.tree.leaves(lm._state)) / 2**20
+del lm
+gc.collect()
+before = status("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+lm = FlaxLM.from_pretrained(sys.argv[1], "float32")
+print(held, before, status("VmRSS"), status("VmHWM"))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_loading_takes_no_more_than_a_shard_and_a_tensor(case, even_checkpoint):
+    """Eight shards of 16 MiB, of which the largest tensor is 4: all at once would be 128 MiB."""
+    folder = even_checkpoint(
+        "gqa_tied", vocab_size=1024, hidden_size=512, intermediate_size=2048, head_dim=64,
+        num_attention_heads=8, num_key_value_heads=8, num_hidden_layers=8, num_shards=8,
+    )  # fmt: skip
+    sizes = [file.stat().st_size / 2**20 for file in folder.glob("*.safetensors")]
+    assert len(sizes) == 8
+    tensor = 4.0
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(folder)],
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    held, before, after, peak = map(float, done.stdout.split())
+    assert held == pytest.approx(sum(sizes), rel=0.01)
+    # Parameters are resident at the end, and hardly anything else is new.
+    assert after - before == pytest.approx(held, abs=8)
+    assert peak - before - held < max(sizes) + tensor
 
 
 def test_missing_files_are_named(case, write_checkpoint, tmp_path):
