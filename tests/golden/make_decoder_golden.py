@@ -6,10 +6,11 @@ Needs torch and transformers, which the package itself does not (it never runs t
 
 Each file holds the checkpoint's `config.json`, its weights (float16 values, so that float32 holds
 them exactly), padded token ids with their lengths, logits, and a greedy continuation of the first
-row, of several different tokens. Each case switches on every feature that its family has. Sizes are unequal and mostly prime, so
-that no transposed or swapped axis can hide. Weights are large enough that attention is far from
-uniform and every rotation matters. A `seed` is where the search for a telling greedy continuation
-would arrive (with tied embeddings most random models repeat one token).
+row, of several different tokens. Each case switches on every feature that its family has. Sizes
+are unequal and mostly prime, so that no transposed or swapped axis can hide. Weights are large
+enough that attention is far from uniform and every rotation matters. A `seed` is where the search
+for a telling greedy continuation would arrive (with tied embeddings most random models repeat one
+token).
 """
 
 from __future__ import annotations

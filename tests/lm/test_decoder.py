@@ -1,4 +1,4 @@
-"""The decoder against torch: whole, padded, cached in pieces, split as scoring and sampling split."""
+"""The decoder against torch: whole, padded, cached in pieces, split as in scoring and sampling."""
 
 from __future__ import annotations
 
