@@ -34,8 +34,15 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup
-	$(BIN)/python benchmarks/scoring.py
+# torch and the evaluation harness, which the benchmark compares with, live beside the package.
+PEERS = .parity-venv
+bench: setup $(PEERS)/.bench-ready
+	$(BIN)/python benchmarks/scoring.py --peer-python $(PEERS)/bin/python
+
+$(PEERS)/.bench-ready: benchmarks/peers/requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 wheel: setup
 	rm -rf build dist

@@ -145,6 +145,8 @@ def simulate(
     seed: int = 0,
     leave_out: np.ndarray | None = None,
     top_p: float = 1.0,
+    top_k: int | None = None,
+    min_p: float = 0.0,
     max_new_tokens: int = 96,
     skip: Collection[int] = (),
     on_responses: Callable[[list[SimulatedResponse]], None] = lambda responses: None,
@@ -163,6 +165,8 @@ def simulate(
         seed: decides every draw together with the sample's number.
         leave_out: bool [N, J], exemplars that must not serve a context.
         top_p: probability kept by nucleus truncation; 1 samples the model itself.
+        top_k: how many of the likeliest tokens are kept; None for all.
+        min_p: least probability of a kept token, as a share of the likeliest one's.
         max_new_tokens: longest response, end token included.
         skip: samples that are not needed (an interrupted simulation has them).
         on_responses: called with responses as they are finished.
@@ -235,6 +239,8 @@ def simulate(
         sample_ids=samples,
         end_ids=[prompts.end_id],
         top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
         max_new_tokens=max_new_tokens,
         skip=skipped,
         on_generated=collect,

@@ -158,6 +158,8 @@ class SimulationConfig(_Section):
     num_samples: int = Field(64, ge=1)
     max_new_tokens: int = Field(96, ge=1)
     top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int | None = Field(None, ge=1)
+    min_p: float = Field(0.0, ge=0, le=1)
 
 
 class RunConfig(_Section):

@@ -21,3 +21,19 @@ class FaultError(MopError, RuntimeError):
     """A checkpoint, the disk or a computation is at fault: names the tensor, file or step."""
 
     exit_status = 1
+
+
+class NotFiniteError(FaultError):
+    """The language model gave a log-probability that is not finite.
+
+    Attributes:
+        pair: index of the (prompt, response) pair in what was to be scored.
+    """
+
+    def __init__(self, pair: int, name: str | None = None):
+        """The sentence names the record where the caller knows it."""
+        self.pair = pair
+        super().__init__(
+            "The language model gave a log-probability that is not finite for "
+            f"{f'pair {pair}' if name is None else name}."
+        )

@@ -376,6 +376,8 @@ def simulate_held_out(space: Workspace) -> None:
             seed=space.config.seed,
             leave_out=space.components.leave_out(side.records),
             top_p=section.top_p,
+            top_k=section.top_k,
+            min_p=section.min_p,
             max_new_tokens=section.max_new_tokens,
             skip=list(done),
             on_responses=file,

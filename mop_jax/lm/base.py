@@ -7,7 +7,7 @@ framework, a small fake in a test.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -89,12 +89,14 @@ class Generation:
         log_probs: float64 [n], nats: log-probability of each sampled sequence under the
             untruncated distribution at the sampling temperature.
         finished: bool [n], False where `max_new_tokens` came before the end-of-turn token.
+        token_log_probs: of each sampled id, float32 arrays whose sums are `log_probs`.
     """
 
     texts: list[str]
     token_ids: list[list[int]]
     log_probs: np.ndarray
     finished: np.ndarray
+    token_log_probs: list[np.ndarray] = field(default_factory=list)
 
 
 OnScores = Callable[[np.ndarray, np.ndarray], None]
@@ -135,7 +137,9 @@ class LanguageModel(Protocol):
         temperature: np.ndarray,
         sample_ids: np.ndarray,
         end_ids: Sequence[int],
-        top_p: float,
+        top_p: float = 1.0,
+        top_k: int | None = None,
+        min_p: float = 0.0,
         max_new_tokens: int,
         skip: np.ndarray | None = None,
         on_generated: OnGenerated | None = None,

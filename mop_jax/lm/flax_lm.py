@@ -28,7 +28,7 @@ from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
-from mop_jax.lm.scoring import DEFAULT_MEMORY, Scorer
+from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids
@@ -210,6 +210,8 @@ class FlaxLM:
         sample_ids: np.ndarray,
         end_ids: Sequence[int],
         top_p: float = 1.0,
+        top_k: int | None = None,
+        min_p: float = 0.0,
         max_new_tokens: int = 96,
         skip: np.ndarray | None = None,
         on_generated: OnGenerated | None = None,
@@ -240,8 +242,9 @@ class FlaxLM:
                 sample_ids=sample_ids,
                 end_ids=end_ids,
                 top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
                 max_new_tokens=max_new_tokens,
-                memory=DEFAULT_MEMORY,
                 skip=skip,
                 on_samples=report,
             )
@@ -255,6 +258,8 @@ class FlaxLM:
         max_new_tokens: int = 96,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int | None = None,
+        min_p: float = 0.0,
         end_ids: Sequence[int] | None = None,
     ) -> Generation:
         """Samples one continuation of each prompt.
@@ -264,13 +269,16 @@ class FlaxLM:
             seed: decides every draw; prompt i draws from `fold_in(seed, i)`.
             max_new_tokens: longest continuation, end token included.
             temperature: 0 takes the likeliest token at each step.
-            top_p: probability kept by nucleus truncation.
+            top_p: probability kept by nucleus truncation; 1 keeps all tokens.
+            top_k: how many of the likeliest tokens are kept; None keeps all.
+            min_p: least probability of a kept token, as a share of the likeliest one's. Of several
+                truncations each applies to what the one before left: top-k, top-p, min-p.
             end_ids: ids that end a continuation; the checkpoint's end tokens by default.
         """
-        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1:
+        if temperature < 0 or max_new_tokens < 1:
             raise DataError(
-                "Sampling needs temperature ≥ 0, 0 < top_p ≤ 1 and max_new_tokens ≥ 1; got "
-                f"{temperature}, {top_p} and {max_new_tokens}."
+                "Sampling needs temperature ≥ 0 and max_new_tokens ≥ 1; got "
+                f"{temperature} and {max_new_tokens}."
             )
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         count = len(ids)
@@ -283,6 +291,8 @@ class FlaxLM:
             sample_ids=np.arange(count),
             end_ids=self.config.eos_token_ids if end_ids is None else end_ids,
             top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
             max_new_tokens=max_new_tokens,
         )
 
@@ -320,7 +330,9 @@ class FlaxLM:
     def _generation(self, samples: sampling.Samples, end_ids: Sequence[int]) -> Generation:
         ends = set(end_ids)
         texts = [self._decode([i for i in ids if i not in ends]) for ids in samples.token_ids]
-        return Generation(texts, samples.token_ids, samples.log_probs, samples.finished)
+        return Generation(
+            texts, samples.token_ids, samples.log_probs, samples.finished, samples.token_log_probs
+        )
 
     def _decode(self, ids: list[int]) -> str:
         return "" if self.tokenizer is None else self.tokenizer.decode(ids)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from mop_jax.lm.base import Continuation
 from mop_jax.lm.flax_lm import FlaxLM
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -82,3 +83,34 @@ def golden_lm(tmp_path_factory) -> Callable[[str], FlaxLM]:
         return FlaxLM.from_pretrained(folder)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def random_work() -> Callable[..., tuple]:
+    """Makes prefixes, continuations and pairs at random."""
+
+    def work(seed, num_pairs=40, num_trees=5, longest=(30, 12)):
+        """Prefixes of zero to three segments that share beginnings, continuations, and pairs."""
+        rng = np.random.default_rng(seed)
+
+        def ids(length):
+            return tuple(rng.integers(4, 6060, length).tolist())
+
+        prefixes = [()]
+        for _ in range(num_trees):
+            trunk = (ids(rng.integers(1, longest[0] // 3 + 1)),)
+            prefixes.append(trunk)
+            for _ in range(rng.integers(1, 4)):
+                branch = (*trunk, ids(rng.integers(1, longest[0] // 3 + 1)))
+                prefixes += [branch, (*branch, ids(rng.integers(1, longest[0] // 3 + 1)))]
+        tails = [
+            Continuation(ids(rng.integers(1, 4)), ids(rng.integers(1, longest[1])))
+            for _ in range(num_pairs // 2 + 1)
+        ]
+        pairs = np.stack(
+            [rng.integers(len(prefixes), size=num_pairs), rng.integers(len(tails), size=num_pairs)],
+            1,
+        )
+        return prefixes, tails, pairs
+
+    return work

@@ -16,7 +16,7 @@ from mop_jax.lm.config import DecoderConfig, RopeScaling
 from mop_jax.lm.decoder import KVCache, empty_cache, rotary_frequencies
 from mop_jax.lm.families import parse_config
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.lm.scoring import append
+from mop_jax.lm.prefixes import append
 
 CASES = [
     "gqa_tied",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -12,40 +13,17 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mop_jax.errors import DataError, FaultError
+from mop_jax.errors import DataError, FaultError, NotFiniteError
+from mop_jax.lm import prefixes as prefix_module
 from mop_jax.lm import scoring
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.lm.scoring import batches, choose_lengths, grid_log_probs, prefix_pools
+from mop_jax.lm.planning import CHUNKS_PER_CALL, MAX_LENGTHS, TOKENS_PER_CHUNK
 
 GRID = TemperatureGrid()
 UNIT = TemperatureGrid.single(1.0)
 WIDTH = 96  # of the oracle's whole prompts
-
-
-def random_work(seed, num_pairs=40, num_trees=5, longest=(30, 12)):
-    """Prefixes of zero to three segments that share beginnings, continuations, and pairs."""
-    rng = np.random.default_rng(seed)
-
-    def ids(length):
-        return tuple(rng.integers(4, 6060, length).tolist())
-
-    prefixes = [()]
-    for _ in range(num_trees):
-        trunk = (ids(rng.integers(1, longest[0] // 3 + 1)),)
-        prefixes.append(trunk)
-        for _ in range(rng.integers(1, 4)):
-            branch = (*trunk, ids(rng.integers(1, longest[0] // 3 + 1)))
-            prefixes += [branch, (*branch, ids(rng.integers(1, longest[0] // 3 + 1)))]
-    tails = [
-        Continuation(ids(rng.integers(1, 4)), ids(rng.integers(1, longest[1])))
-        for _ in range(num_pairs // 2 + 1)
-    ]
-    pairs = np.stack(
-        [rng.integers(len(prefixes), size=num_pairs), rng.integers(len(tails), size=num_pairs)], 1
-    )
-    return prefixes, tails, pairs
 
 
 def score(lm, work, *, grid=GRID, memory=None, skip=None):
@@ -91,7 +69,7 @@ def whole(work):
     return prompts, [tails[t].response for _, t in pairs]
 
 
-def test_log_likelihood_is_the_sum_of_token_log_probs(tiny_lm):
+def test_log_likelihood_is_the_sum_of_token_log_probs(tiny_lm, random_work):
     prompts, responses = whole(random_work(0))
     temperatures = [0.6, 1.0, 1.7]
     expected = brute_force(tiny_lm, prompts, responses, temperatures)
@@ -103,7 +81,7 @@ def test_log_likelihood_is_the_sum_of_token_log_probs(tiny_lm):
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_shared_prefixes_give_the_scores_of_whole_prompts(tiny_lm, seed):
+def test_shared_prefixes_give_the_scores_of_whole_prompts(tiny_lm, seed, random_work):
     work = random_work(seed)
     expected = brute_force(tiny_lm, *whole(work), GRID.temperatures)
     np.testing.assert_allclose(score(tiny_lm, work), expected, atol=2e-4)
@@ -115,7 +93,7 @@ def test_shared_prefixes_give_the_scores_of_whole_prompts(tiny_lm, seed):
     num_pairs=st.integers(1, 25),
     memory=st.sampled_from([None, 1.0, 150_000.0]),
 )
-def test_lengths_order_and_memory_do_not_matter(tiny_lm, seed, num_pairs, memory):
+def test_lengths_order_and_memory_do_not_matter(tiny_lm, seed, num_pairs, memory, random_work):
     work = random_work(seed, num_pairs)
     prefixes, tails, pairs = work
     expected = brute_force(tiny_lm, *whole(work), [1.0])[:, 0]
@@ -131,33 +109,7 @@ def test_lengths_order_and_memory_do_not_matter(tiny_lm, seed, num_pairs, memory
     np.testing.assert_allclose(again, expected[order], atol=2e-4)
 
 
-def test_little_memory_makes_several_pools_of_one_shape(tiny_lm):
-    prefixes, _, pairs = random_work(3)
-    row = 32 * 2 * 3 * 2 * 6 * 4  # tokens × (key, value) × layers × heads × width × bytes
-    all_at_once = list(prefix_pools(tiny_lm.decoder, prefixes, pairs[:, 0], 1e9))
-    assert len(all_at_once) == 1
-    few = list(prefix_pools(tiny_lm.decoder, prefixes, pairs[:, 0], 5 * row))
-    assert len(few) > 3
-    assert len({pool.cache.keys.shape for pool, _ in few}) == 1
-    assert sorted(i for _, members in few for i in members) == list(range(len(pairs)))
-    for pool, members in few:
-        assert {int(pairs[i, 0]) for i in members} == set(pool.row_of)
-    one_each = list(prefix_pools(tiny_lm.decoder, prefixes, pairs[:, 0], 1))
-    assert len(one_each) == len(set(pairs[:, 0].tolist()))
-
-
-def test_a_shared_persona_is_run_once(tiny_lm, monkeypatch):
-    persona, other = (5, 6, 7), (8, 9)
-    prefixes = [(persona, (10 + j,)) for j in range(5)] + [(other, (10,)), (persona,)]
-    seen = []
-    real = scoring.pad
-    monkeypatch.setattr(scoring, "pad", lambda s, *rest: seen.extend(s) or real(s, *rest))
-    list(prefix_pools(tiny_lm.decoder, prefixes, np.arange(7), 1e9))
-    expected = [persona, other, *((10 + j,) for j in range(5)), (10,)]
-    assert sorted(seen) == sorted(expected)
-
-
-def test_every_temperature_of_a_grid_is_scored_exactly(tiny_lm):
+def test_every_temperature_of_a_grid_is_scored_exactly(tiny_lm, random_work):
     work = random_work(4)
     table = score(tiny_lm, work)
     assert np.ptp(table, axis=1).min() > 0.01
@@ -177,25 +129,6 @@ def test_default_grid():
         TemperatureGrid(multiples=(2, 0))
 
 
-def test_blocks_of_the_vocabulary_whatever_the_size_of_logits():
-    """Logits in the hundreds, the largest in the first, a middle or the last block."""
-    rng = np.random.default_rng(0)
-    embedding = rng.normal(0, 10, (30, 4)).astype(np.float32)
-    hidden = rng.normal(0, 10, (50, 4)).astype(np.float32)
-    targets = rng.integers(30, size=50)
-    logits = hidden.astype(np.float64) @ embedding.T.astype(np.float64)
-    assert len({int(v) // 6 for v in logits.argmax(1)}) == 5
-    assert logits.max() > 300
-    found = grid_log_probs(
-        embedding, hidden, targets, np.float32(0.125), multiples=(13, 8, 5), block=6
-    )
-    for g, inverse in enumerate((1.625, 1.0, 0.625)):
-        expected = inverse * logits[np.arange(50), targets] - np.logaddexp.reduce(
-            inverse * logits, axis=1
-        )
-        np.testing.assert_allclose(found[:, g], expected, rtol=1e-5, atol=1e-3)
-
-
 def test_next_token_probabilities_sum_to_one(tiny_lm):
     """All 6,060 one-token responses after a prefix, at every temperature of the grid."""
     size = tiny_lm.config.vocab_size
@@ -208,32 +141,8 @@ def test_next_token_probabilities_sum_to_one(tiny_lm):
     np.testing.assert_allclose(np.exp(found).sum(), 1.0, atol=1e-5)
 
 
-def cache_sizes():
-    names = ("run_suffixes", "run_segments", "place_rows", "grid_log_probs")
-    return np.asarray([getattr(scoring, name)._cache_size() for name in names])
-
-
-def test_compilations_are_few_and_not_repeated(make_tiny_lm):
-    lm = make_tiny_lm(vocab_size=101 * 7)  # shapes that no other test compiles
-    work = random_work(5, num_pairs=150, num_trees=12, longest=(60, 70))
-    lengths = {len(t.request + t.response) for t in work[1]}
-    assert len(lengths) > 30
-    before = cache_sizes()
-    first = score(lm, work, memory=100_000.0)
-    suffixes, segments, placed, projections = cache_sizes() - before
-    assert 1 < suffixes <= scoring.MAX_LENGTHS
-    assert 1 <= segments <= 4
-    assert 1 <= placed <= 4
-    assert projections == 1
-    middle = cache_sizes()
-    np.testing.assert_array_equal(score(lm, work, memory=100_000.0), first)
-    some = np.random.default_rng(0).random(150) < 0.5
-    score(lm, work, memory=100_000.0, skip=some)
-    assert (cache_sizes() == middle).all()
-
-
 @pytest.mark.parametrize("memory", [None, 50_000.0])
-def test_skipping_leaves_the_bits_of_the_others(tiny_lm, memory):
+def test_skipping_leaves_the_bits_of_the_others(tiny_lm, memory, random_work):
     work = random_work(6, num_pairs=200)
     everything = score(tiny_lm, work, memory=memory)
     assert np.isfinite(everything).all()
@@ -249,18 +158,11 @@ def test_skipping_leaves_the_bits_of_the_others(tiny_lm, memory):
     np.testing.assert_array_equal(found[~skip], everything[~skip])
 
 
-def test_nothing_is_run_where_everything_is_skipped(tiny_lm, monkeypatch):
+def test_nothing_is_run_where_everything_is_skipped(tiny_lm, monkeypatch, random_work):
     work = random_work(7)
     monkeypatch.setattr(scoring, "PrefixPool", None)
     assert np.isnan(score(tiny_lm, work, skip=np.ones(40, bool))).all()
     assert score(tiny_lm, (work[0], work[1], np.zeros((0, 2), int))).shape == (0, 9)
-
-
-def test_log_probabilities_that_are_not_finite_are_refused(make_tiny_lm):
-    decoder = make_tiny_lm().decoder
-    decoder.norm.scale[...] = decoder.norm.scale[...].at[3].set(jnp.nan)
-    with pytest.raises(FaultError, match="log-probability that is not finite"):
-        FlaxLM(decoder).log_likelihood([[5]], [[6]])
 
 
 def test_what_log_likelihood_accepts_and_refuses(tiny_lm):
@@ -281,56 +183,7 @@ def test_what_log_likelihood_accepts_and_refuses(tiny_lm):
             tiny_lm.log_likelihood(prompts, responses)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=14),
-    max_lengths=st.integers(1, 4),
-    step=st.sampled_from([1, 4, 16]),
-)
-def test_chosen_lengths_waste_the_fewest_tokens(lengths, max_lengths, step):
-    """Against every choice of at most `max_lengths` multiples of the step."""
-    rounded = [-(-length // step) * step for length in lengths]
-    sizes = sorted(set(rounded))
-
-    def cost(chosen):
-        return sum(min(size for size in chosen if size >= length) for length in rounded)
-
-    best = min(
-        cost((*some, sizes[-1]))
-        for count in range(max_lengths)
-        for some in combinations(sizes[:-1], count)
-    )
-    chosen = choose_lengths(lengths, max_lengths, step)
-    assert chosen == sorted(set(chosen))
-    assert len(chosen) <= max_lengths
-    assert all(size % step == 0 for size in chosen)
-    assert cost(chosen) == best
-
-
-@given(
-    lengths=st.lists(st.integers(1, 60), max_size=60),
-    tokens=st.sampled_from([1, 64, 200]),
-)
-def test_batches_hold_every_sequence_once(lengths, tokens):
-    padded = choose_lengths(lengths) if lengths else [4]
-    made = list(batches(lengths, padded, tokens))
-    members = [i for _, rows in made for i in rows if i >= 0]
-    assert sorted(members) == list(range(len(lengths)))
-    for length, rows in made:
-        assert length in padded
-        assert len(rows) == max(1, tokens // length)
-        assert all(lengths[i] <= length for i in rows if i >= 0)
-    assert [lengths[i] for i in members] == sorted(lengths, reverse=True)
-
-
-@pytest.mark.parametrize("vocab_size", [49_152, 128_256, 32_000, 151_936, 101, 6_060, 50_257])
-def test_blocks_divide_the_vocabulary(vocab_size):
-    for target in (2_048, 32_768):
-        block = scoring.vocabulary_block(vocab_size, target)
-        assert vocab_size % block == 0
-        assert block == vocab_size or target / 4 <= block <= target * 4
-
-
-def test_bfloat16_scores_are_close(make_tiny_lm):
+def test_bfloat16_scores_are_close(make_tiny_lm, random_work):
     exact = make_tiny_lm()
     graph = nnx.graphdef(Decoder(exact.config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
     state = jax.tree.map(lambda x: x.astype(jnp.bfloat16), nnx.state(exact.decoder))
@@ -361,3 +214,139 @@ def test_a_grid_without_unit_temperature_has_no_index_of_it():
     assert TemperatureGrid().temperatures[TemperatureGrid().unit_index] == 1
     with pytest.raises(DataError, match=r"must be 1 / step = 3\.33"):
         _ = TemperatureGrid(0.3, (4, 3, 2)).unit_index
+
+
+def cache_sizes():
+    return np.asarray(
+        [
+            scoring.score_suffixes._cache_size(),
+            prefix_module.run_segments._cache_size(),
+            prefix_module.place_rows._cache_size(),
+        ]
+    )
+
+
+def test_compilations_are_few_and_not_repeated(make_tiny_lm, random_work):
+    lm = make_tiny_lm(vocab_size=101 * 7)  # shapes that no other test compiles
+    work = random_work(5, num_pairs=150, num_trees=12, longest=(60, 70))
+    lengths = {len(t.request + t.response) for t in work[1]}
+    assert len(lengths) > 30
+    before = cache_sizes()
+    first = score(lm, work, memory=100_000.0)
+    suffixes, segments, placed = cache_sizes() - before
+    assert 1 < suffixes <= MAX_LENGTHS
+    assert 1 <= segments <= 4
+    assert 1 <= placed <= 4
+    middle = cache_sizes()
+    np.testing.assert_array_equal(score(lm, work, memory=100_000.0), first)
+    some = np.random.default_rng(0).random(150) < 0.5
+    score(lm, work, memory=100_000.0, skip=some)
+    assert (cache_sizes() == middle).all()
+
+
+@pytest.mark.parametrize(("tokens", "chunks"), [(1, 1), (64, 1), (64, 4), (100, 3), (4096, 1)])
+def test_sizes_of_chunks_and_calls_do_not_matter(tiny_lm, random_work, monkeypatch, tokens, chunks):
+    work = random_work(9)
+    expected = brute_force(tiny_lm, *whole(work), GRID.temperatures)
+    monkeypatch.setitem(TOKENS_PER_CHUNK, "cpu", tokens)
+    monkeypatch.setitem(CHUNKS_PER_CALL, "cpu", chunks)
+    np.testing.assert_allclose(score(tiny_lm, work), expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("poison", [jnp.nan, jnp.inf, -jnp.inf])
+def test_a_pair_whose_logits_are_not_finite_is_named(make_tiny_lm, poison):
+    """Token 77's embedding is poisoned: of the model's three layers, all see it in one prompt."""
+    decoder = make_tiny_lm(tie_embeddings=False).decoder
+    table = decoder.embed_tokens.embedding
+    table[...] = table[...].at[77, 3].set(poison)
+    tails = [Continuation((5,), (6, 7)), Continuation((77,), (8,)), Continuation((5,), (9, 8, 7))]
+    pairs = np.asarray([[0, 0], [0, 2], [0, 1], [0, 0]])
+    with pytest.raises(NotFiniteError, match="log-probability that is not finite") as caught:
+        score(FlaxLM(decoder), ([((4, 5),)], tails, pairs))
+    assert caught.value.pair == 2
+
+
+def test_one_logit_of_plus_infinity_is_enough(make_tiny_lm):
+    """A single logit of a token that is no target, among 6,060 others in another block.
+
+    Minus infinity is no fault: such a token has no probability.
+    """
+    lm = make_tiny_lm(tie_embeddings=False)
+    sound = lm.log_likelihood([[5]], [[6]])
+    refused = []
+    for poison in (np.inf, -np.inf):
+        decoder = make_tiny_lm(tie_embeddings=False).decoder
+        head = decoder.lm_head.embedding
+        head[...] = head[...].at[4_000].set(0.0).at[4_000, 3].set(poison)
+        # The hidden state's sign decides which of the two logits is + infinity.
+        try:
+            found = FlaxLM(decoder).log_likelihood([[5]], [[6]])
+            np.testing.assert_allclose(found, sound, atol=0.05)
+        except NotFiniteError as error:
+            refused.append((poison, error.pair))
+    assert len(refused) == 1
+    assert refused[0][1] == 0
+
+
+def full_device(monkeypatch, fits):
+    """Lets `score_suffixes` fail as a full device does, for shapes that `fits` refuses."""
+    real, tried = scoring.score_suffixes, []
+
+    def limited(graph, state, pool, inputs, step, *, packed, **options):
+        tried.append(len(inputs.tokens) * packed)
+        if not fits(tried[-1]):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")
+        return real(graph, state, pool, inputs, step, packed=packed, **options)
+
+    monkeypatch.setattr(scoring, "score_suffixes", limited)
+    return tried
+
+
+def test_a_full_device_halves_the_batches_and_says_so(tiny_lm, random_work, monkeypatch):
+    work = random_work(10)
+    expected = brute_force(tiny_lm, *whole(work), GRID.temperatures)
+    tried = full_device(monkeypatch, lambda tokens: tokens <= 80)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = score(tiny_lm, work)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert tried[0] > 320
+    assert sorted(set(tried), reverse=True) == list(dict.fromkeys(tried))
+    told = [int(re.search(r"batches of ([\d,]+) tokens", str(w.message))[1]) for w in said]
+    assert told == sorted(told, reverse=True)
+    assert len(told) >= 3
+
+
+def test_a_device_that_fills_up_midway_repeats_nothing(tiny_lm, random_work, monkeypatch):
+    """Large calls go well twice and then no more; `score` refuses pairs that are reported twice."""
+    monkeypatch.setitem(TOKENS_PER_CHUNK, "cpu", 64)
+    monkeypatch.setitem(CHUNKS_PER_CALL, "cpu", 2)
+    work = random_work(11, num_pairs=120)
+    large = []
+    tried = full_device(
+        monkeypatch, lambda tokens: tokens < 128 or large.append(tokens) or len(large) < 3
+    )
+    with pytest.warns(UserWarning, match="memory is full"):
+        found = score(tiny_lm, work)
+    expected = brute_force(tiny_lm, *whole(work), GRID.temperatures)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert tried[:3] == [128, 128, 128]
+    assert max(tried[3:]) == 64
+
+
+def test_a_device_too_small_for_one_suffix_is_an_error(tiny_lm, random_work, monkeypatch):
+    full_device(monkeypatch, lambda tokens: False)
+    with (
+        pytest.warns(UserWarning, match="memory is full"),
+        pytest.raises(FaultError, match=r"does not hold a single suffix of .* --memory"),
+    ):
+        score(tiny_lm, random_work(12))
+
+
+def test_other_errors_of_the_device_are_not_swallowed(tiny_lm, random_work, monkeypatch):
+    def broken(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(scoring, "score_suffixes", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        score(tiny_lm, random_work(12))

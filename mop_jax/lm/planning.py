@@ -1,0 +1,154 @@
+"""Which sequences are run together: few compiled shapes, and next to no padding.
+
+A chunk holds up to B sequences of up to T tokens each and up to N tokens together. Matrix products
+run over the N packed tokens (see `mop_jax.lm.attention.Packing`), so what is wasted is the rest of
+a chunk that no sequence fits into; T and B matter to attention alone.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right, insort
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from mop_jax.lm.base import TokenIds
+
+# Tokens of a chunk. Measured on two CPU cores: more leave the processor's cache, fewer do not keep
+# it busy; accelerators want many.
+TOKENS_PER_CHUNK = {"cpu": 512}
+TOKENS_PER_CHUNK_ACCELERATOR = 16_384
+# Chunks in one call: on a CPU a layer's weights are fetched (and copied) once for all of them.
+CHUNKS_PER_CALL = {"cpu": 4}
+CHUNKS_PER_CALL_ACCELERATOR = 1
+MAX_LENGTHS = 4
+# Totals of small workloads are rounded up to this, so that they need not fill a whole chunk.
+_TOKEN_STEP = 64
+
+
+class ChunkShape(NamedTuple):
+    """Sizes of a chunk.
+
+    Attributes:
+        length: T, tokens of its longest sequence at most.
+        num_rows: B, sequences at most.
+        num_tokens: N, real tokens at most.
+    """
+
+    length: int
+    num_rows: int
+    num_tokens: int
+
+
+class Chunk(NamedTuple):
+    """Sequences to run together, by their indices."""
+
+    shape: ChunkShape
+    members: list[int]
+
+
+def by_backend(table: dict[str, int], otherwise: int) -> int:
+    """A size for the default backend."""
+    return table.get(jax.default_backend(), otherwise)
+
+
+def chunk_shapes(
+    lengths: Sequence[int], budget: int, max_lengths: int = MAX_LENGTHS, step: int = 4
+) -> list[ChunkShape]:
+    """Shapes for a workload, shortest first.
+
+    Args:
+        lengths: tokens of each sequence; at least one.
+        budget: tokens of a chunk; raised to the longest sequence where that is more.
+        max_lengths: how many shapes at most.
+        step: lengths are multiples of this.
+    """
+    total = -(-int(np.sum(lengths)) // _TOKEN_STEP) * _TOKEN_STEP
+    padded = choose_lengths(lengths, max_lengths, step)
+    num_tokens = max(min(budget, total), padded[-1])
+    shapes, shorter = [], 0
+    for length in padded:
+        inside = [n for n in lengths if shorter < n <= length]
+        # Room for as many of the shortest as fill the tokens, and one to fill the rest.
+        num_rows = min(len(lengths), num_tokens // min(inside) + 1)
+        shapes.append(ChunkShape(length, num_rows, num_tokens))
+        shorter = length
+    return shapes
+
+
+def plan_chunks(lengths: Sequence[int], shapes: Sequence[ChunkShape]) -> Iterator[Chunk]:
+    """Packs sequences into chunks, longest first, each filled up with the longest that still fit.
+
+    Every sequence is in exactly one chunk; which depends on the lengths and their order alone.
+    """
+    waiting: dict[int, deque[int]] = {}
+    for i, length in enumerate(lengths):
+        waiting.setdefault(int(length), deque()).append(i)
+    sizes: list[int] = []
+    for length in waiting:
+        insort(sizes, length)
+    while sizes:
+        shape = next(shape for shape in shapes if shape.length >= sizes[-1])
+        members: list[int] = []
+        room = shape.num_tokens
+        while len(members) < shape.num_rows and sizes:
+            place = bisect_right(sizes, room) - 1
+            if place < 0:
+                break
+            length = sizes[place]
+            members.append(waiting[length].popleft())
+            room -= length
+            if not waiting[length]:
+                del sizes[place]
+        yield Chunk(shape, members)
+
+
+def plan_calls(chunks: Iterator[Chunk], num_chunks: int) -> Iterator[list[Chunk]]:
+    """Puts up to `num_chunks` neighbouring chunks of one shape into a call."""
+    call: list[Chunk] = []
+    for chunk in chunks:
+        if call and (len(call) == num_chunks or chunk.shape != call[0].shape):
+            yield call
+            call = []
+        call.append(chunk)
+    if call:
+        yield call
+
+
+def choose_lengths(
+    lengths: Sequence[int], max_lengths: int = MAX_LENGTHS, step: int = 4
+) -> list[int]:
+    """At most `max_lengths` padded lengths, multiples of `step`, that waste the fewest tokens.
+
+    Exact, by dynamic programming over the distinct rounded lengths.
+    """
+    rounded = np.ceil(np.asarray(lengths) / step).astype(int) * step
+    sizes, counts = np.unique(rounded, return_counts=True)
+    total = np.concatenate([[0], np.cumsum(counts)])
+    # cost[m][i]: padded tokens of the i shortest distinct lengths in m groups.
+    cost = np.full((max_lengths + 1, len(sizes) + 1), np.inf)
+    cost[0, 0] = 0.0
+    split = np.zeros(cost.shape, int)
+    for m in range(1, max_lengths + 1):
+        for i in range(1, len(sizes) + 1):
+            options = cost[m - 1, :i] + sizes[i - 1] * (total[i] - total[:i])
+            split[m, i] = int(np.argmin(options))
+            cost[m, i] = options[split[m, i]]
+    m, i, chosen = int(np.argmin(cost[:, -1])), len(sizes), []
+    while i > 0:
+        chosen.append(int(sizes[i - 1]))
+        i, m = split[m, i], m - 1
+    return sorted(chosen)
+
+
+def pad(sequences: Sequence[TokenIds], length: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids int32 [num_rows, length], zeros at the end, and lengths int32 [num_rows]."""
+    tokens = np.zeros((num_rows, length), np.int32)
+    lengths = np.zeros(num_rows, np.int32)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = sequence
+        lengths[row] = len(sequence)
+    return tokens, lengths

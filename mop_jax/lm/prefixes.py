@@ -1,0 +1,203 @@
+"""Prompts' shared beginnings, each run once and kept: a pool of rows that form a tree.
+
+An exemplar's row continues its persona's; what is scored or sampled attends to the rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax import numpy as jnp
+
+from mop_jax.lm.attention import KVCache, empty_cache
+from mop_jax.lm.base import TokenIds
+from mop_jax.lm.decoder import Decoder
+from mop_jax.lm.memory import is_out_of_memory, kv_bytes_per_token
+from mop_jax.lm.planning import (
+    TOKENS_PER_CHUNK,
+    TOKENS_PER_CHUNK_ACCELERATOR,
+    by_backend,
+    chunk_shapes,
+    pad,
+    plan_chunks,
+)
+
+# An index that scatters drop.
+OUT_OF_RANGE = np.iinfo(np.int32).max
+# Slots of a row are rounded up to this, so that shapes repeat.
+_SLOT_STEP = 16
+
+
+@partial(jax.jit, static_argnames=("graph", "packed"))
+def run_segments(
+    graph, state, pool: KVCache, tokens: Array, lengths: Array, parents: Array, *, packed: int
+) -> KVCache:
+    """Whole prefixes [L, B, S, K, E]: each parent row of the pool, continued by `tokens`."""
+    _, new = nnx.merge(graph, state).extend(pool, tokens, lengths, parents, packed=packed)
+    parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
+    return append(parent, new)
+
+
+# A step of its own that only writes: XLA then updates the donated pool in place, where a program
+# that also reads it copies the whole of it first.
+@partial(jax.jit, donate_argnames="pool")
+def place_rows(pool: KVCache, prefixes: KVCache, rows: Array) -> KVCache:
+    """Puts prefixes into `rows` of the pool."""
+    return KVCache(
+        pool.keys.at[:, rows].set(prefixes.keys, mode="drop"),
+        pool.values.at[:, rows].set(prefixes.values, mode="drop"),
+        pool.lengths.at[rows].set(prefixes.lengths, mode="drop"),
+    )
+
+
+def append(cache: KVCache, new: KVCache) -> KVCache:
+    """Puts each row's new keys and values behind those it has."""
+    batch, length = new.keys.shape[1:3]
+    steps = jnp.arange(length)
+    # Padding is sent out of range, where `drop` discards it.
+    slots = jnp.where(steps < new.lengths[:, None], cache.lengths[:, None] + steps, OUT_OF_RANGE)
+    rows = jnp.arange(batch)[:, None]
+    return KVCache(
+        cache.keys.at[:, rows, slots].set(new.keys, mode="drop"),
+        cache.values.at[:, rows, slots].set(new.values, mode="drop"),
+        cache.lengths + new.lengths,
+    )
+
+
+class PrefixPool:
+    """Keys and values of prefixes, one row each; row 0 is the empty prefix.
+
+    Segments shared between prefixes (a persona's, under all its exemplars) are run once.
+
+    Attributes:
+        cache: the pool.
+        row_of: row of each prefix, by the caller's index of it.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prefixes: dict[int, Sequence[TokenIds]], num_rows: int, size: int
+    ):
+        """Runs all prefixes.
+
+        Args:
+            decoder: the model.
+            prefixes: each a path of segments of ids; may be empty.
+            num_rows: rows of the pool, at least the number of distinct paths (their parents
+                counted) and one more; fixed by the caller so that shapes repeat.
+            size: tokens of the longest prefix, or more.
+        """
+        self._graph, self._state = nnx.split(decoder)
+        self.cache = empty_cache(decoder.config, num_rows, size, decoder.dtype)
+        self._row_of_path: dict[tuple, int] = {(): 0}
+        paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
+        for depth in range(1, max(map(len, paths.values()), default=0) + 1):
+            level = [path[:depth] for path in paths.values() if len(path) >= depth]
+            self._add_level(list(dict.fromkeys(level)))
+        self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
+
+    def _add_level(self, paths: list[tuple]) -> None:
+        first = len(self._row_of_path)
+        self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
+        lengths = [len(path[-1]) for path in paths]
+        budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
+        for shape, members in plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16)):
+            tokens, counts = pad([paths[i][-1] for i in members], shape.length, shape.num_rows)
+            # Rows that only fill the batch are sent out of range and dropped.
+            rows = np.full(shape.num_rows, OUT_OF_RANGE, np.int32)
+            rows[: len(members)] = [first + i for i in members]
+            parents = np.zeros(shape.num_rows, np.int32)
+            parents[: len(members)] = [self._row_of_path[paths[i][:-1]] for i in members]
+            grown = run_segments(
+                self._graph,
+                self._state,
+                self.cache,
+                tokens,
+                counts,
+                parents,
+                packed=shape.num_tokens,
+            )
+            self.cache = place_rows(self.cache, grown, rows)
+
+
+def prefix_pools(
+    decoder: Decoder,
+    prefixes: Sequence[Sequence[TokenIds]],
+    wanted: np.ndarray,
+    memory: float,
+    skip: np.ndarray | None = None,
+) -> Iterator[tuple[PrefixPool, list[int]]]:
+    """Pools that together hold all wanted prefixes, each within the memory budget.
+
+    All pools have one shape, so that nothing is compiled twice. A pool that turns out too large for
+    the device is halved, and so on.
+
+    Args:
+        decoder: the model.
+        prefixes: paths of segments.
+        wanted: int [n], the prefix of each piece of work.
+        memory: bytes of one pool; a pool holds at least one prefix whatever the budget.
+        skip: bool [n], work that is done; pools that nothing else needs are not run.
+
+    Yields:
+        A pool, and the indices into `wanted` of the work whose prefix it holds.
+    """
+    used = [int(i) for i in np.unique(wanted)]
+    paths = {i: path_of(prefixes[i]) for i in used}
+    longest = max((sum(map(len, p)) for p in paths.values()), default=0)
+    size = -(-longest // _SLOT_STEP) * _SLOT_STEP
+    row_bytes = max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype))
+    groups, num_rows = _groups(paths, row_bytes, memory)
+    while groups:
+        group = groups.pop(0)
+        inside = set(group)
+        members = [n for n, i in enumerate(wanted) if int(i) in inside]
+        if skip is not None and skip[members].all():
+            continue
+        try:
+            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size)
+            jax.block_until_ready(pool.cache)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error) or len(group) == 1:
+                raise
+            memory = num_rows * row_bytes / 2
+            rest = {i: paths[i] for g in (group, *groups) for i in g}
+            groups, num_rows = _groups(rest, row_bytes, memory)
+            warnings.warn(
+                f"The device's memory does not hold {len(group)} prefixes at a time; going on with "
+                f"{len(groups[0])}.",
+                stacklevel=2,
+            )
+            continue
+        yield pool, members
+
+
+def _groups(
+    paths: dict[int, tuple], row_bytes: float, memory: float
+) -> tuple[list[list[int]], int]:
+    """Prefixes by pool, and the rows that a pool needs."""
+    groups: list[list[int]] = []
+    held: set[tuple] = set()
+    counts: list[int] = []
+    for i, path in paths.items():
+        nodes = {path[:depth] for depth in range(1, len(path) + 1)}
+        if not groups or (len(held | nodes) + 1) * row_bytes > memory:
+            groups.append([])
+            counts.append(0)
+            held = set()
+        groups[-1].append(i)
+        held |= nodes
+        counts[-1] = len(held) + 1
+    # Rounded up, so that shapes repeat from one piece of work to the next, but within the budget.
+    needed = max(counts, default=1)
+    return groups, min(-(-needed // 16) * 16, max(needed, int(memory // row_bytes)))
+
+
+def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:
+    """A prefix as a hashable path."""
+    return tuple(tuple(segment) for segment in prefix)

@@ -1,0 +1,129 @@
+"""Truncations against plain NumPy in float64, and draws against `jax.random.categorical`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mop_jax.errors import DataError
+from mop_jax.lm.drawing import Truncation, draw_tokens, first_largest, truncate
+
+RULES = [
+    (1, 1.0, 0.0),
+    (7, 1.0, 0.0),
+    (10_000, 1.0, 0.0),
+    (None, 0.6, 0.0),
+    (None, 1e-6, 0.0),
+    (None, 1.0, 0.15),
+    (None, 1.0, 1.0),
+    (20, 0.6, 0.0),
+    (20, 1.0, 0.3),
+    (None, 0.8, 0.3),
+    (20, 0.8, 0.05),
+]
+
+
+def kept_by_numpy(log_probs, top_k, top_p, min_p):
+    """Which tokens of one row are kept: each rule renormalises what the one before left."""
+    probs = np.exp(np.asarray(log_probs, np.float64))
+    order = np.argsort(-probs)
+    keep = np.ones(len(probs), bool)
+    if top_k is not None:
+        keep[order[top_k:]] = False
+    if top_p < 1:
+        left = [i for i in order if keep[i]]
+        shares = np.cumsum(probs[left] / probs[left].sum())
+        keep[left[int(np.searchsorted(shares, top_p)) + 1 :]] = False
+    left = np.where(keep, probs, 0.0)
+    return keep & (left / left.sum() >= min_p * (left / left.sum()).max())
+
+
+@pytest.fixture(scope="module")
+def logits():
+    """Ten rows over a prime number of tokens, from nearly flat to sharp."""
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(10, 499)) * np.linspace(0.5, 5, 10)[:, None]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def keys():
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(3)))(jnp.arange(10))
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), RULES)
+def test_truncations_keep_what_numpy_keeps(logits, top_k, top_p, min_p):
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    found = np.asarray(truncate(log_probs, Truncation.of(top_k, top_p, min_p)))
+    for row in range(10):
+        keep = kept_by_numpy(log_probs[row], top_k, top_p, min_p)
+        np.testing.assert_array_equal(found[row] > -np.inf, keep)
+        np.testing.assert_array_equal(found[row][keep], np.asarray(log_probs)[row][keep])
+
+
+def test_the_rules_of_this_file_differ(logits):
+    """Each keeps another number of tokens, or the comparison above would compare little."""
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    sizes = [tuple(kept_by_numpy(row, *rule).sum() for row in log_probs) for rule in RULES]
+    # The likeliest token alone, in three ways.
+    assert len(set(sizes)) == len(RULES) - 2
+
+
+def test_equally_likely_tokens_are_kept_together():
+    log_probs = jnp.log(jnp.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]]))
+    for rule in (Truncation.of(2, 1.0, 0.0), Truncation.of(None, 0.5, 0.0)):
+        assert (np.asarray(truncate(log_probs, rule)) > -np.inf).tolist() == [[1, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("rule", [(None, 1.0, 0.0), (20, 0.8, 0.05)])
+def test_draws_are_those_of_categorical(logits, keys, rule):
+    """What was drawn with a key before is drawn with it still."""
+    heat = np.linspace(0.6, 1.5, 10).astype(np.float32)
+    truncation = Truncation.of(*rule)
+    log_probs = jax.nn.log_softmax(logits / heat[:, None], axis=-1)
+    kept = log_probs if rule[0] is None else truncate(log_probs, truncation)
+    distinct = set()
+    for position in range(30):
+        folded = jax.vmap(partial(jax.random.fold_in, data=position))(keys)
+        token, log_prob = draw_tokens(folded, jnp.asarray(logits), heat, truncation)
+        np.testing.assert_array_equal(token, jax.vmap(jax.random.categorical)(folded, kept))
+        expected = np.asarray(log_probs)[range(10), token]
+        np.testing.assert_allclose(log_prob, expected, atol=2e-6)
+        distinct.update(np.asarray(token).tolist())
+    assert len(distinct) > 50
+
+
+def test_temperature_zero_needs_no_luck(logits, keys):
+    cold = np.zeros(10, np.float32)
+    token, log_prob = draw_tokens(keys, jnp.asarray(logits), cold, Truncation())
+    np.testing.assert_array_equal(token, logits.argmax(axis=1))
+    expected = jax.nn.log_softmax(logits, axis=-1).max(axis=1)
+    np.testing.assert_allclose(log_prob, expected, atol=1e-6)
+
+
+def test_the_first_of_equals_is_the_largest():
+    values = np.asarray([[1.0, 5, 5, 2], [7, 7, 7, 7], [-np.inf, -3, -np.inf, -4]], np.float32)
+    np.testing.assert_array_equal(first_largest(jnp.asarray(values)), values.argmax(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("rule", "sorts"),
+    [((None, 1.0, 0.0), 0), ((None, 1.0, 0.1), 0), ((5, 1.0, 0.0), 1), ((5, 0.5, 0.0), 1)],
+)
+def test_the_vocabulary_is_sorted_only_where_a_rule_needs_it(logits, keys, rule, sorts):
+    truncation = Truncation.of(*rule)
+    heat = np.ones(10, np.float32)
+    program = jax.make_jaxpr(draw_tokens)(keys, jnp.asarray(logits), heat, truncation)
+    assert str(program).count(" sort[") == sorts
+    assert "top_k[" not in str(program)
+
+
+@pytest.mark.parametrize(
+    "rule", [(0, 1.0, 0.0), (None, 0.0, 0.0), (None, 1.1, 0.0), (None, 1.0, -0.1), (None, 1.0, 2)]
+)
+def test_rules_out_of_range_are_refused(rule):
+    with pytest.raises(DataError, match=r"Truncation needs top_k ≥ 1"):
+        Truncation.of(*rule)

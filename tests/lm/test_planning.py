@@ -1,0 +1,99 @@
+"""Chunks, calls and padded lengths against what they promise."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mop_jax.lm.planning import (
+    MAX_LENGTHS,
+    choose_lengths,
+    chunk_shapes,
+    pad,
+    plan_calls,
+    plan_chunks,
+)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=14),
+    max_lengths=st.integers(1, 4),
+    step=st.sampled_from([1, 4, 16]),
+)
+def test_chosen_lengths_waste_the_fewest_tokens(lengths, max_lengths, step):
+    """Against every choice of at most `max_lengths` multiples of the step."""
+    rounded = [-(-length // step) * step for length in lengths]
+    sizes = sorted(set(rounded))
+
+    def cost(chosen):
+        return sum(min(size for size in chosen if size >= length) for length in rounded)
+
+    best = min(
+        cost((*some, sizes[-1]))
+        for count in range(max_lengths)
+        for some in combinations(sizes[:-1], count)
+    )
+    chosen = choose_lengths(lengths, max_lengths, step)
+    assert chosen == sorted(set(chosen))
+    assert len(chosen) <= max_lengths
+    assert all(size % step == 0 for size in chosen)
+    assert cost(chosen) == best
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=60),
+    budget=st.sampled_from([1, 64, 200, 512]),
+)
+def test_chunks_hold_every_sequence_once_within_their_shapes(lengths, budget):
+    shapes = chunk_shapes(lengths, budget)
+    assert 1 <= len(shapes) <= MAX_LENGTHS
+    chunks = list(plan_chunks(lengths, shapes))
+    assert sorted(i for chunk in chunks for i in chunk.members) == list(range(len(lengths)))
+    for shape, members in chunks:
+        assert shape in shapes
+        assert members
+        assert len(members) <= shape.num_rows
+        assert max(lengths[i] for i in members) <= shape.length
+        assert sum(lengths[i] for i in members) <= shape.num_tokens
+    longest = [max(lengths[i] for i in chunk.members) for chunk in chunks]
+    assert longest == sorted(longest, reverse=True)  # a full device is found out at once
+
+
+@given(seed=st.integers(0, 1_000))
+def test_chunks_of_many_sequences_waste_under_three_percent(seed):
+    """Each chunk but the last of a shape has less room left than its shortest neighbour is long."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(20, 80, size=600).tolist()
+    chunks = list(plan_chunks(lengths, chunk_shapes(lengths, 512)))
+    room = sum(chunk.shape.num_tokens for chunk in chunks)
+    assert sum(lengths) / room > 0.97
+
+
+def test_equal_lengths_and_one_long_sequence():
+    assert [len(c.members) for c in plan_chunks([8] * 20, chunk_shapes([8] * 20, 64))] == [8, 8, 4]
+    lengths = [500, 3, 3, 3]
+    shapes = chunk_shapes(lengths, 64)
+    assert {shape.num_tokens for shape in shapes} == {500}
+    assert [c.members for c in plan_chunks(lengths, shapes)] == [[0], [1, 2, 3]]
+
+
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=200), num_chunks=st.integers(1, 5))
+def test_calls_keep_the_order_and_never_mix_shapes(lengths, num_chunks):
+    chunks = list(plan_chunks(lengths, chunk_shapes(lengths, 100)))
+    calls = list(plan_calls(iter(chunks), num_chunks))
+    assert [chunk for call in calls for chunk in call] == chunks
+    for call, after in zip(calls, [*calls[1:], None]):
+        assert len({chunk.shape for chunk in call}) == 1
+        assert len(call) <= num_chunks
+        if after is not None and after[0].shape == call[0].shape:
+            assert len(call) == num_chunks
+
+
+def test_padding_stands_behind_and_in_empty_rows():
+    tokens, lengths = pad([(3, 4, 5), (6,)], 4, 3)
+    np.testing.assert_array_equal(tokens, [[3, 4, 5, 0], [6, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(lengths, [3, 1, 0])
+    assert tokens.dtype == lengths.dtype == np.int32

@@ -1,0 +1,235 @@
+"""Slots that refill draw what a slow loop draws, one sample at a time and every prompt whole."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from mop_jax.errors import FaultError
+from mop_jax.lm import sampling
+from mop_jax.lm.drawing import Truncation
+from mop_jax.lm.flax_lm import FlaxLM
+from tests.lm.test_drawing import kept_by_numpy
+
+NUM_SAMPLES = 45
+LONGEST = 11
+PREFIXES = [((5, 99, 234), (77, 8)), ((5, 99, 234), (300, 301, 302, 303)), ((41,) * 30,), ()]
+REQUESTS = [(42, 50), (9,), (60, 61, 62, 63, 64, 65, 66, 67, 68), (100, 7)]
+# One token in nine ends a response, so that lengths from one to LONGEST occur.
+ENDS = tuple(range(0, 606, 9))
+RULES = [(None, 1.0, 0.0), (60, 0.9, 0.02)]
+
+
+@pytest.fixture(scope="module")
+def lm(make_tiny_lm):
+    return make_tiny_lm(vocab_size=606)
+
+
+@pytest.fixture(scope="module")
+def work():
+    """Pairs, temperatures (some 0) and sample numbers."""
+    rng = np.random.default_rng(1)
+    pairs = np.stack([rng.integers(4, size=NUM_SAMPLES), rng.integers(4, size=NUM_SAMPLES)], 1)
+    heat = rng.choice([0.0, 0.7, 1.0, 1.4], NUM_SAMPLES, p=[0.1, 0.3, 0.3, 0.3])
+    return pairs, heat, rng.permutation(1000)[:NUM_SAMPLES]
+
+
+def draw(lm, work, rule=RULES[0], order=None, **options):
+    pairs, heat, ids = work if order is None else tuple(x[order] for x in work)
+    top_k, top_p, min_p = rule
+    settings = {"max_new_tokens": LONGEST, "seed": 7} | options
+    return lm.sample_pairs(
+        PREFIXES, REQUESTS, pairs, temperature=heat, sample_ids=ids, end_ids=ENDS,
+        top_k=top_k, top_p=top_p, min_p=min_p, **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected(lm, work):
+    """Texts and log-probabilities of the slow loop, for each of RULES."""
+
+    def one(prompt, heat, sample_id, rule):
+        key = jax.random.fold_in(jax.random.key(7), int(sample_id))
+        drawn, log_probs = [], []
+        while len(drawn) < LONGEST and not (drawn and drawn[-1] in ENDS):
+            ids = np.zeros((1, 64), np.int32)
+            length = len(prompt) + len(drawn)
+            ids[0, :length] = [*prompt, *drawn]
+            logits = lm.logits(ids, np.asarray([length]))[0, length - 1]
+            tempered = jax.nn.log_softmax(logits / (heat or 1.0))
+            kept = np.where(kept_by_numpy(tempered, *rule), tempered, -np.inf)
+            luck = jax.random.categorical(jax.random.fold_in(key, len(drawn)), kept)
+            drawn.append(int(luck if heat else np.argmax(logits)))
+            log_probs.append(float(tempered[drawn[-1]]))
+        return drawn, log_probs
+
+    pairs, heat, ids = work
+    prompts = [[i for segment in (*PREFIXES[p], REQUESTS[r]) for i in segment] for p, r in pairs]
+    return [[one(*each, rule) for each in zip(prompts, heat, ids)] for rule in RULES]
+
+
+@pytest.fixture
+def slots(monkeypatch):
+    """Sets the number of slots."""
+    return lambda number: monkeypatch.setitem(sampling.SLOTS, "cpu", number)
+
+
+@pytest.mark.parametrize("rule", [0, 1])
+@pytest.mark.parametrize("num_slots", [8, 16, 64])
+def test_draws_are_those_of_the_slow_loop(lm, work, expected, slots, rule, num_slots):
+    slots(num_slots)
+    drawn = draw(lm, work, RULES[rule])
+    lengths = [len(ids) for ids, _ in expected[rule]]
+    assert set(lengths) >= {1, 2, 3, LONGEST}
+    assert drawn.token_ids == [ids for ids, _ in expected[rule]]
+    for found, (_, log_probs) in zip(drawn.token_log_probs, expected[rule], strict=True):
+        np.testing.assert_allclose(found, log_probs, atol=1e-4)
+    np.testing.assert_allclose(drawn.log_probs, [sum(x) for _, x in expected[rule]], atol=1e-4)
+    np.testing.assert_array_equal(drawn.finished, [ids[-1] in ENDS for ids, _ in expected[rule]])
+
+
+def test_order_and_left_out_samples_change_no_text(lm, work, expected, slots):
+    slots(8)
+    texts = [ids for ids, _ in expected[0]]
+    order = np.random.default_rng(2).permutation(NUM_SAMPLES)
+    assert draw(lm, work, order=order).token_ids == [texts[i] for i in order]
+    skip = np.random.default_rng(3).random(NUM_SAMPLES) < 0.5
+    reported = []
+    some = draw(
+        lm, work, skip=skip, on_generated=lambda indices, drawn: reported.append((indices, drawn))
+    )
+    for i, text in enumerate(texts):
+        assert some.token_ids[i] == ([] if skip[i] else text)
+    assert sorted(np.concatenate([i for i, _ in reported])) == np.flatnonzero(~skip).tolist()
+    for indices, drawn in reported:
+        assert drawn.token_ids == [texts[i] for i in indices]
+        for i, log_probs in zip(indices, drawn.token_log_probs, strict=True):
+            np.testing.assert_array_equal(log_probs, some.token_log_probs[i])
+        np.testing.assert_array_equal(drawn.log_probs, some.log_probs[indices])
+    nothing = draw(lm, work, skip=np.ones(NUM_SAMPLES, bool))
+    assert nothing.token_ids == [[]] * NUM_SAMPLES
+
+
+def test_several_pools_draw_the_same(lm, work, expected, slots, monkeypatch):
+    """Pools of one prefix each: slots go on drawing while the next pool is filled."""
+    slots(8)
+    monkeypatch.setattr("mop_jax.lm.sampling.default_memory", lambda decoder: 1)
+    made = []
+    pools = sampling.prefix_pools
+    monkeypatch.setattr(
+        sampling, "prefix_pools", lambda *args: (made.append(pool) or pool for pool in pools(*args))
+    )
+    assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
+    assert len(made) == 4
+
+
+def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch):
+    """Caches that grow and shrink between draws give the same texts."""
+    slots(8)
+    monkeypatch.setattr(sampling, "SHORT_WINDOW", 16)
+    sizes = []
+    resize = sampling.resize
+
+    def recorded(slots, *, size):
+        sizes.append(size)
+        return resize(slots, size=size)
+
+    monkeypatch.setattr(sampling, "resize", recorded)
+    assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
+    assert {32, 64} <= set(sizes)
+    assert max(sizes) == 64  # 39 tokens of the longest prompt, and 11
+
+
+def test_windows_have_room_and_halve():
+    assert sampling.windows(100) == [112]
+    assert sampling.windows(511) == [256, 512]
+    assert sampling.windows(2000) == [256, 512, 1008, 2000]
+    for longest in range(1, 3000, 7):
+        sizes = sampling.windows(longest)
+        assert longest <= sizes[-1] < longest + 16
+        assert sizes[0] < 2 * sampling.SHORT_WINDOW
+
+
+def test_refills_waste_less_than_fixed_batches(lm, slots):
+    """Responses of very different lengths: a fixed batch lasts as long as its longest."""
+    slots(16)
+    count = 320
+    drawn = sampling.sample_pairs(
+        lm.decoder, [()], [(5, 6)], np.zeros((count, 2), int), seed=0, temperature=np.ones(count),
+        sample_ids=np.arange(count), end_ids=ENDS, max_new_tokens=60,
+    )  # fmt: skip
+    lengths = np.asarray([len(ids) for ids in drawn.token_ids])
+    assert drawn.slot_steps % 16 == 0
+    wasted = 1 - lengths.sum() / drawn.slot_steps
+    fixed = 1 - lengths.sum() / (16 * lengths.reshape(-1, 16).max(axis=1).sum())
+    assert fixed > 0.5
+    assert wasted < 0.3
+    # Even if fixed batches knew the lengths beforehand, the last responses would hold some up.
+    assert wasted > 0
+
+
+def test_refills_compile_nothing(lm, work, slots, monkeypatch):
+    slots(8)
+    traces, refills, runs = [], [], []
+    draw_tokens, place, advance = sampling.draw_tokens, sampling.place_prompts, sampling.advance
+    monkeypatch.setattr(
+        sampling, "draw_tokens", lambda *args: traces.append(1) or draw_tokens(*args)
+    )
+    monkeypatch.setattr(sampling, "place_prompts", lambda *a: refills.append(1) or place(*a))
+    monkeypatch.setattr(sampling, "advance", lambda *args: runs.append(1) or advance(*args))
+    draw(lm, work, max_new_tokens=10)  # a shape of this test's own
+    first = len(traces)
+    assert len(refills) > 8
+    assert len(runs) > 8
+    assert 1 <= first <= 2
+    draw(lm, (work[0], work[1] + 0.2, work[2] + 1), max_new_tokens=10, seed=8)
+    assert len(traces) == first
+
+
+def test_slots_are_updated_in_place(lm):
+    graph, state = nnx.split(lm.decoder)
+    slots = sampling.idle_slots(lm.decoder, 8, 640, LONGEST)
+    size = slots.cache.keys.nbytes + slots.cache.values.nbytes
+    program = sampling.advance.lower(
+        graph, state, slots, jax.random.key(0), np.zeros(8, np.uint32), np.ones(8, np.float32),
+        np.asarray([3], np.int32), Truncation(), 2,
+    ).compile()  # fmt: skip
+    memory = program.memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 2
+
+
+def test_a_fault_names_its_sample(make_tiny_lm):
+    decoder = make_tiny_lm(vocab_size=606, tie_embeddings=False).decoder
+    table = decoder.embed_tokens.embedding
+    table[...] = table[...].at[7].set(np.nan)
+    faulty = FlaxLM(decoder)
+    run = partial(
+        faulty.sample_pairs, [()], seed=0, temperature=np.ones(20), end_ids=ENDS,
+        pairs=np.stack([np.zeros(20, int), np.arange(20)], 1), sample_ids=np.arange(20) + 500,
+        max_new_tokens=1,
+    )  # fmt: skip
+    requests = [(5, 6 + 2 * i) for i in range(20)]
+    assert len(run(requests=requests).token_ids) == 20
+    requests[13] = (7, 5)
+    with pytest.raises(FaultError, match=r"not finite in sample 513\."):
+        run(requests=requests)
+
+
+def test_infinite_logits_of_tokens_that_are_not_drawn_are_found(make_tiny_lm):
+    decoder = make_tiny_lm(vocab_size=606, tie_embeddings=False).decoder
+    decoder.norm.scale[...] = decoder.norm.scale[...].at[0].set(1e4)
+    head = decoder.lm_head.embedding
+    rows = np.zeros((2, head.shape[1]), np.float32)
+    # Whatever the sign of the hidden state, one of the two is +∞ and the other −∞.
+    rows[:, 0] = 3e38, -3e38
+    head[...] = head[...].at[np.asarray([100, 200])].set(rows)
+    with pytest.raises(FaultError, match="not finite in sample 0"):
+        FlaxLM(decoder).generate([[5]], max_new_tokens=1, top_k=1)
+    # An impossible token is no fault.
+    decoder.lm_head.embedding[...] = head[...].at[np.asarray([100, 200])].set(0.0)
+    FlaxLM(decoder).generate([[5]], max_new_tokens=1)
