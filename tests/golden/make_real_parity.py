@@ -138,6 +138,8 @@ def make(name: str, file: Path, out: Path) -> Path:
         exemplar = exemplars[component]
         if name == "gemma3" and component % 5 == 0:
             exemplar = (exemplar[0], long)
+        if name == "gemma3":
+            review = " ".join(review.splitlines())  # in a plain prompt the line's end is a token
         persona = PERSONAS[component % len(PERSONAS)]
         prompt, response = build(tokenizer, persona, exemplar, request, review)
         rows.append(
