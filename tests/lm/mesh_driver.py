@@ -30,7 +30,7 @@ from mop_jax.lm.mesh import initialize_distributed, is_writer, shard_rows, to_ho
 
 # Only one model does all of it on all meshes: what takes time is to compile it.
 EVERYTHING = {
-    "llama": ("1x1", "8x1", "4x2", "2x4", "1x8", "4x1", "2x2", "1x4"),
+    "llama": ("1x1", "8x1", "4x2", "2x4", "1x8", "2x2", "1x4"),
     "gemma3": ("1x1", "2x4"),
 }
 GRID = TemperatureGrid(0.25, (5, 4, 3))
@@ -83,7 +83,7 @@ def scores(lm: FlaxLM, skip: np.ndarray | None = None) -> np.ndarray:
         found[indices] = values
 
     model = 1 if lm.mesh is None else lm.mesh.shape["model"]
-    row = 32 * kv_bytes_per_token(lm.config, lm.decoder.dtype, model)
+    row = 16 * kv_bytes_per_token(lm.config, lm.decoder.dtype, model)
     lm.score_pairs(prefixes, tails, pairs, grid=GRID, on_scores=store, memory=4.5 * row, skip=skip)
     return found
 
@@ -93,7 +93,9 @@ def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
 
     Besides them the collectives of the program that scores.
     """
-    skip = np.random.default_rng(2).random(20) < 0.7
+    prefixes, tails, pairs = work(lm.config.vocab_size)
+    # The last prefix has a pool of its own, which need not be run at all.
+    skip = (np.random.default_rng(2).random(len(pairs)) < 0.7) | (pairs[:, 0] == len(prefixes) - 1)
     found = {"skip": skip, "scores_skipped": scores(lm, skip)}
     real, programs, tried = scoring.score_suffixes, [], []
 
@@ -111,12 +113,12 @@ def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
     found["tried"] = np.asarray(sorted(set(tried)))
     found["scoring_collectives"] = count_collectives(programs[0])
 
-    _, tails, pairs = work(lm.config.vocab_size)
-    poison = tails[2].response[0]
+    read = [tail.request + tail.response[:-1] for tail in tails]
+    others = {i for ids in (*read[:2], *read[3:], *sum(prefixes, ())) for i in ids}
+    poison = next(i for i in read[2] if i not in others)
     graph, state = nnx.split(lm.decoder)
     state.embed_tokens.embedding[...] = state.embed_tokens.embedding[...].at[poison].set(np.nan)
-    with_poison = [j for j, tail in enumerate(tails) if poison in tail.request + tail.response[:-1]]
-    found["faulty"] = np.flatnonzero(np.isin(pairs[:, 1], with_poison))
+    found["faulty"] = np.flatnonzero(pairs[:, 1] == 2)
     try:
         scores(FlaxLM(nnx.merge(graph, state), mesh=lm.mesh))
     except NotFiniteError as error:
