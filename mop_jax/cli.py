@@ -44,6 +44,15 @@ UpdateOption = Annotated[
         "what the change concerns is done again.",
     ),
 ]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--memory",
+        help="GiB that the keys and values of prompts' shared beginnings may take at a time; by "
+        "default a share of what the machine or its accelerator has.",
+        min=0.001,
+    ),
+]
 
 _TITLES = {
     "personas": "Records, embeddings, personas, exemplars",
@@ -56,65 +65,105 @@ _TITLES = {
 
 
 @app.command()
-def demo(out: OutOption = None, update: UpdateOption = False) -> None:
+def demo(out: OutOption = None, update: UpdateOption = False, memory: MemoryOption = None) -> None:
     """Runs the whole job on real reviews with a real language model, in a few minutes."""
-    _whole("demo", out, update)
+    _whole("demo", out, update, memory)
 
 
 @app.command()
-def run(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def run(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Does everything: personas, score, fit, evaluate, simulate, figures."""
-    _whole(config, out, update)
+    _whole(config, out, update, memory)
 
 
 @app.command()
-def personas(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def personas(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Splits and embeds the records, synthesises personas, draws the exemplar pool."""
-    _step("personas", config, out, update)
+    _step("personas", config, out, update, memory)
 
 
 @app.command()
-def score(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def score(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Scores the training records' candidate components."""
-    _step("score", config, out, update)
+    _step("score", config, out, update, memory)
 
 
 @app.command()
-def fit(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def fit(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Fits the gate and the temperatures."""
-    _step("fit", config, out, update)
+    _step("fit", config, out, update, memory)
 
 
 @app.command()
-def evaluate(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def evaluate(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Scores the held-out records and compares the predictors."""
-    _step("evaluate", config, out, update, table=True)
+    _step("evaluate", config, out, update, memory, table=True)
 
 
 @app.command()
-def simulate(config: ConfigArgument, out: OutOption = None, update: UpdateOption = False) -> None:
+def simulate(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Simulates responses to the held-out contexts."""
-    _step("simulate", config, out, update)
+    _step("simulate", config, out, update, memory)
 
 
-def _whole(config: str, out: Path | None, update: bool) -> None:
+def _whole(config: str, out: Path | None, update: bool, memory: float | None) -> None:
     with _one_sentence():
         from mop_jax import pipeline
         from mop_jax.report import results_table
 
         _prepare()
-        path = pipeline.run(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+        path = pipeline.run(
+            config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True))
+        )
         results_table(path, Console())
 
 
-def _step(name: str, config: str, out: Path | None, update: bool, *, table: bool = False) -> None:
+def _step(
+    name: str,
+    config: str,
+    out: Path | None,
+    update: bool,
+    memory: float | None,
+    *,
+    table: bool = False,
+) -> None:
     with _one_sentence():
         from mop_jax import pipeline
         from mop_jax.report import held_out_table
 
         _prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
-        path = step(config, out, update=update, on_step=_Steps(Console(stderr=True)))
+        path = step(config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True)))
         if table:
             Console().print(held_out_table(path))
         Console().print(f"{_TITLES[name]}: done in {path}", soft_wrap=True)

@@ -47,13 +47,14 @@ class SplitConfig(_Section):
 class LanguageModelConfig(_Section):
     """The frozen language model; see `FlaxLM.from_pretrained`.
 
-    `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices.
+    `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices. `memory_gib`
+    bounds the keys and values of prompts' prefixes; by default a share of what the machine has.
     """
 
     path: str
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     mesh: str = Field("auto", pattern=r"^(auto|[1-9]\d*x[1-9]\d*)$")
-    memory_gib: float = Field(2.0, gt=0)
+    memory_gib: float | None = Field(None, gt=0)
 
 
 class EncoderConfig(_Section):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mop_jax import atomic, progress
-from mop_jax.errors import DataError, FaultError
+from mop_jax.errors import DataError, FaultError, NotFiniteError
 from mop_jax.lm.base import Continuation, LanguageModel, TemperatureGrid
 from mop_jax.prompts import Prompt
 
@@ -206,7 +206,7 @@ def score_missing(
         grid: temperatures, the store's own.
         names: n names of the records, for messages.
         context_window: tokens that fit; checked before any scoring starts.
-        memory: bytes of pooled prefixes at a time.
+        memory: bytes of pooled prefixes at a time; by default the language model's own choice.
         description: of the progress bar.
 
     Returns:
@@ -214,6 +214,8 @@ def score_missing(
 
     Raises:
         DataError: if a pair does not fit into the context window; names the record.
+        NotFiniteError: if the language model gives a NaN or an infinity; names the record. What
+            was scored before is kept.
     """
     if context_window is not None:
         for i, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -243,10 +245,14 @@ def score_missing(
 
         # All pairs are planned and the finished ones skipped by whole batches, so that a resumed
         # run computes the very batches that it would have computed anyway: the same bits.
-        language_model.score_pairs(
-            prefixes, tails, pairs, grid=grid, on_scores=_new_only(file, done), memory=memory,
-            skip=done,
-        )  # fmt: skip
+        try:
+            language_model.score_pairs(
+                prefixes, tails, pairs, grid=grid, on_scores=_new_only(file, done), memory=memory,
+                skip=done,
+            )  # fmt: skip
+        except NotFiniteError as error:
+            i = unique[error.pair]
+            raise NotFiniteError(i, f"record {names[i]}" if names else f"pair {i}") from error
     return store.get(keys)
 
 

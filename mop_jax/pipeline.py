@@ -32,6 +32,8 @@ _SECTIONS: dict[str, tuple[str, ...]] = {
     "simulate": ("simulation",),
     "figures": ("name",),
 }  # fmt: skip
+# Fields of the language model's that say how it is run, not what comes of it.
+_RESOURCES = {"mesh", "memory_gib"}
 _NEEDS = {
     "personas": (),
     "score": ("personas",),
@@ -81,6 +83,7 @@ def run(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Does every step that is not done yet, and returns the run folder.
@@ -90,13 +93,15 @@ def run(
             `RunConfig`, or an existing run folder.
         out: the run folder; `runs/<name>` by default.
         update: adopt a changed configuration in an existing folder; see `RunFolder`.
+        memory: GiB that the keys and values of prompts' prefixes may take at a time, in place of
+            the configuration's `language_model.memory_gib`.
         on_step: called as (step, True) before a step and (step, False) after it.
 
     Raises:
         DataError: if the configuration or the data are at fault.
         FaultError: if a checkpoint, the disk or a computation is.
     """
-    return _run_until("figures", config, out, update, on_step)
+    return _run_until("figures", config, out, update, memory, on_step)
 
 
 def personas(
@@ -104,10 +109,11 @@ def personas(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Splits and embeds the records, synthesises personas and draws the exemplar pool."""
-    return _run_until("personas", config, out, update, on_step)
+    return _run_until("personas", config, out, update, memory, on_step)
 
 
 def score(
@@ -115,10 +121,11 @@ def score(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Scores the training records' candidate components."""
-    return _run_until("score", config, out, update, on_step)
+    return _run_until("score", config, out, update, memory, on_step)
 
 
 def fit(
@@ -126,10 +133,11 @@ def fit(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Fits the gate and the temperatures, and the ablations that evaluation reports."""
-    return _run_until("fit", config, out, update, on_step)
+    return _run_until("fit", config, out, update, memory, on_step)
 
 
 def evaluate(
@@ -137,10 +145,11 @@ def evaluate(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Scores the held-out records and writes `metrics.json`."""
-    return _run_until("evaluate", config, out, update, on_step)
+    return _run_until("evaluate", config, out, update, memory, on_step)
 
 
 def simulate(
@@ -148,10 +157,11 @@ def simulate(
     out: str | Path | None = None,
     *,
     update: bool = False,
+    memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Simulates responses to the held-out contexts."""
-    return _run_until("simulate", config, out, update, on_step)
+    return _run_until("simulate", config, out, update, memory, on_step)
 
 
 def read_config(source: str | Path) -> RunConfig:
@@ -173,20 +183,23 @@ def _run_until(
     source: Source,
     out: str | Path | None,
     update: bool,
-    on_step: OnStep = lambda step, begun: None,
+    memory: float | None,
+    on_step: OnStep,
 ) -> Path:
     config = source if isinstance(source, RunConfig) else read_config(source)
     if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
         out = out or source
     folder = RunFolder(out or Path("runs") / config.name, config, update=update)
-    space = Workspace(folder)
+    space = Workspace(folder, memory)
     prints: dict[str, str] = {}
     needed = _with_needs(last)
     with folder.locked():
         for step in STEPS:
             if step not in needed:
                 continue
-            sections = config.model_dump(mode="json", include=set(_SECTIONS[step]))
+            sections = config.model_dump(
+                mode="json", include=set(_SECTIONS[step]), exclude={"language_model": _RESOURCES}
+            )
             prints[step] = fingerprint(step, sections, [prints[n] for n in _NEEDS[step]])
             on_step(step, True)
             folder.perform(step, prints[step], _OUTPUTS[step], partial(_WORK[step], space))

@@ -46,17 +46,19 @@ class Split(NamedTuple):
 class Workspace:
     """A run folder with the models and records of its configuration."""
 
-    def __init__(self, folder: RunFolder):
-        """Nothing is loaded yet."""
+    def __init__(self, folder: RunFolder, memory: float | None = None):
+        """Nothing is loaded yet; `memory` (GiB) replaces the configuration's."""
         self.folder = folder
         self.config: RunConfig = folder.config
         self.path: Path = folder.path
+        self._memory = memory or self.config.language_model.memory_gib
 
     @cached_property
     def language_model(self) -> FlaxLM:
         """The language model; refused if it is not the one that the run began with."""
         section = self.config.language_model
-        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh)
+        memory = None if self._memory is None else self._memory * 2**30
+        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh, memory=memory)
         self.folder.source("language model", model.fingerprint)
         return model
 
@@ -149,7 +151,6 @@ class Workspace:
                 grid=self.grid,
                 names=names,
                 context_window=self.language_model.config.max_position,
-                memory=self.config.language_model.memory_gib * 2**30,
                 description=description,
             )
             store.compact()

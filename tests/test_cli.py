@@ -39,6 +39,7 @@ def test_every_command_has_help(mop, name):
     assert shown.status == 0
     assert "--out" in shown.out
     assert "--update" in shown.out
+    assert "--memory" in shown.out
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,24 @@ def test_the_shipped_name_and_the_default_folder(mop, monkeypatch, tmp_path):
     for arguments in (["demo"], ["run", "demo"], ["demo", "-o", tmp_path, "--update"]):
         mop(*arguments)
     assert seen == [("demo", None, False), ("demo", None, False), ("demo", tmp_path, True)]
+
+
+@pytest.mark.parametrize("command", ["run", "score"])
+@pytest.mark.parametrize(("option", "expected"), [("0.25", 2**28), (None, None)])
+def test_the_memory_option_reaches_the_language_model(
+    mop, materials, monkeypatch, tmp_path, command, option, expected
+):
+    given = []
+
+    def loaded(path, *args, memory=None, **kwargs):
+        given.append(memory)
+        raise DataError("Enough seen.")
+
+    monkeypatch.setattr(FlaxLM, "from_pretrained", loaded)
+    config = write_yaml(tmp_path / "c.yaml", materials.settings())
+    options = [] if option is None else ["--memory", option]
+    assert mop(command, config, "--out", tmp_path / "run", *options).status == 2
+    assert given == [expected]
 
 
 def test_a_folder_by_default_is_named_after_the_run(mop, materials, monkeypatch, tmp_path):

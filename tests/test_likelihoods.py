@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
-from mop_jax.errors import DataError, FaultError
+from mop_jax.errors import DataError, FaultError, NotFiniteError
 from mop_jax.likelihoods import LikelihoodStore, pair_key, score_missing
 from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.prompts import Prompt
 
 GRID = TemperatureGrid(0.5, (4, 2, 1))
@@ -119,6 +120,7 @@ import sys
 import numpy as np
 from mop_jax.likelihoods import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.flax_lm import FlaxLM
 
 store = LikelihoodStore(sys.argv[1], "model", TemperatureGrid(0.5, (4, 2, 1)))
 i = len(store)
@@ -372,6 +374,28 @@ def test_a_record_beyond_the_context_window_is_named_before_any_scoring(tmp_path
             score_missing(store, lm, prompts, responses, grid=GRID, names=names, context_window=54)
         assert not lm.planned
         score_missing(store, lm, prompts, responses, grid=GRID, names=names, context_window=55)
+
+
+def test_a_record_whose_logits_are_not_finite_is_named(tmp_path, make_tiny_lm):
+    """What was scored before stays in the store."""
+    decoder = make_tiny_lm(tie_embeddings=False).decoder
+    table = decoder.embed_tokens.embedding
+    table[...] = table[...].at[77].set(np.nan)
+    prompts = [Prompt(((5, 6), (7,)), (8,)) for _ in range(3)]
+    responses = [(9,), (10, 77, 4), (11,)]
+    names = ["review-a", "review-b", "review-c"]
+    grid = TemperatureGrid()
+    with opened(tmp_path, grid=grid) as store:
+        for i, known in (([0, 2], 2), ([0, 1, 2], 2)):
+            arguments = [prompts[j] for j in i], [responses[j] for j in i]
+            if 1 in i:
+                with pytest.raises(NotFiniteError, match=r"not finite for record review-b\."):
+                    score_missing(
+                        store, FlaxLM(decoder), *arguments, grid=grid, names=[names[j] for j in i]
+                    )
+            else:
+                score_missing(store, FlaxLM(decoder), *arguments, grid=grid)
+            assert len(store) == known
 
 
 def test_a_real_scorer_resumes_with_the_same_bits(tmp_path, tiny_lm):

@@ -29,6 +29,7 @@ from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
 from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
+from mop_jax.lm.memory import default_memory
 from mop_jax.lm.mesh import make_mesh, num_lanes, replicate, shard_decoder, shard_rows
 from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
@@ -54,6 +55,7 @@ class FlaxLM:
         tokenizer: Any | None = None,
         weights_hash: str = "",
         mesh: Mesh | None = None,
+        memory: float | None = None,
     ):
         """Wraps a decoder; `from_pretrained` is the usual way in.
 
@@ -62,11 +64,14 @@ class FlaxLM:
             tokenizer: its tokenizer; without one, only ids are accepted.
             weights_hash: identifies the weights in caches.
             mesh: devices with the axes `data` and `model`.
+            memory: bytes of a device that the keys and values of prefixes may take at a time; by
+                default a share of what there is.
         """
         self._weights_hash = weights_hash or _hash_state(decoder)
         self.decoder = shard_decoder(decoder, mesh)
         self.tokenizer = tokenizer
         self.mesh = mesh
+        self._memory = default_memory(self.decoder) if memory is None else memory
         self._graph, self._state = nnx.split(self.decoder)
 
     @classmethod
@@ -75,6 +80,7 @@ class FlaxLM:
         path_or_id: str | Path,
         dtype: str | None = None,
         mesh: str | Mesh | None = None,
+        memory: float | None = None,
     ) -> FlaxLM:
         """Loads weights and tokenizer.
 
@@ -86,6 +92,7 @@ class FlaxLM:
             mesh: `DxM` for D devices along the batch times M that share the weights, or a mesh
                 with the axes `data` and `model`. By default (`auto`) all devices along the batch,
                 with weights shared only as far as they must be to fit.
+            memory: bytes; see the constructor.
 
         Raises:
             DataError: if nothing is there, the architecture is not supported, or there are fewer
@@ -111,7 +118,7 @@ class FlaxLM:
                 tensors = family.translate(tensors)
             devices = make_mesh(mesh, config, stored)
             decoder, digest = load_decoder(config, tensors, stored, str(path), devices)
-            return cls(decoder, load_tokenizer(path), digest, devices)
+            return cls(decoder, load_tokenizer(path), digest, devices, memory)
         if path.suffix != ".gguf":
             raise DataError(
                 f"{path} is no checkpoint; give a folder with config.json and *.safetensors, or a "
@@ -121,7 +128,7 @@ class FlaxLM:
         config = file.config()
         devices = make_mesh(mesh, config, stored)
         decoder, digest = load_decoder(config, file.tensors(), stored, str(path), devices)
-        return cls(decoder, gguf_tokenizer(file), digest, devices)
+        return cls(decoder, gguf_tokenizer(file), digest, devices, memory)
 
     @property
     def config(self) -> DecoderConfig:
@@ -228,6 +235,7 @@ class FlaxLM:
             longest = int(totals.argmax())
             self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
+            memory = self._memory if memory is None else memory
             scorer = Scorer(self.decoder, grid, memory, self.mesh)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
@@ -277,6 +285,7 @@ class FlaxLM:
                 top_k=top_k,
                 min_p=min_p,
                 max_new_tokens=max_new_tokens,
+                memory=self._memory,
                 skip=skip,
                 on_samples=report,
                 mesh=self.mesh,
