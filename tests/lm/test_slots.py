@@ -134,9 +134,9 @@ def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch
     sizes = []
     resize = sampling.resize
 
-    def recorded(slots, *, size):
+    def recorded(slots, *, size, **options):
         sizes.append(size)
-        return resize(slots, size=size)
+        return resize(slots, size=size, **options)
 
     monkeypatch.setattr(sampling, "resize", recorded)
     assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
