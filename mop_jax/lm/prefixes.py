@@ -6,7 +6,7 @@ An exemplar's row continues its persona's; what is scored or sampled attends to 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -33,6 +33,7 @@ from mop_jax.lm.mesh import (
 from mop_jax.lm.planning import (
     TOKENS_PER_CHUNK,
     TOKENS_PER_CHUNK_ACCELERATOR,
+    Chunk,
     by_backend,
     chunk_shapes,
     pad,
@@ -143,17 +144,14 @@ class PrefixPool:
         )
         self._row_of_path: dict[tuple, int] = {(): 0}
         paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
-        for depth in range(1, max(map(len, paths.values()), default=0) + 1):
-            level = [path[:depth] for path in paths.values() if len(path) >= depth]
-            self._add_level(list(dict.fromkeys(level)))
+        for level in tree_levels(paths.values()):
+            self._add_level(level)
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
 
     def _add_level(self, paths: list[tuple]) -> None:
         first = len(self._row_of_path)
         self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
-        lengths = [len(path[-1]) for path in paths]
-        budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
-        chunks = plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16))
+        chunks = level_chunks(paths)
         lanes = num_lanes(self._mesh)
         for call in plan_calls(chunks, lanes):
             length, num_rows, num_tokens = call[0].shape
@@ -183,6 +181,20 @@ class PrefixPool:
             )
 
 
+def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
+    """The distinct nodes of a tree of paths, level by level: parents before their children."""
+    paths = list(paths)
+    depths = range(1, max(map(len, paths), default=0) + 1)
+    return [list(dict.fromkeys(p[:depth] for p in paths if len(p) >= depth)) for depth in depths]
+
+
+def level_chunks(nodes: Sequence[tuple]) -> Iterator[Chunk]:
+    """How the last segments of a level's nodes are run together."""
+    lengths = [len(node[-1]) for node in nodes]
+    budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
+    return plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16))
+
+
 def prefix_pools(
     decoder: Decoder,
     prefixes: Sequence[Sequence[TokenIds]],
@@ -207,12 +219,8 @@ def prefix_pools(
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
     """
-    used = [int(i) for i in np.unique(wanted)]
-    paths = {i: path_of(prefixes[i]) for i in used}
-    longest = max((sum(map(len, p)) for p in paths.values()), default=0)
-    size = -(-longest // _SLOT_STEP) * _SLOT_STEP
-    model = 1 if mesh is None else mesh.shape[MODEL]
-    row_bytes = max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype, model))
+    paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
+    size, row_bytes = _row_size(decoder, paths, mesh)
     groups, num_rows = _groups(paths, row_bytes, memory)
     while groups:
         group = groups.pop(0)
@@ -236,6 +244,27 @@ def prefix_pools(
             )
             continue
         yield pool, members
+
+
+def plan_pools(
+    decoder: Decoder,
+    prefixes: Sequence[Sequence[TokenIds]],
+    wanted: np.ndarray,
+    memory: float,
+    mesh: Mesh | None = None,
+) -> list[dict[int, tuple]]:
+    """The paths that each of `prefix_pools`' pools would hold, by prefix; nothing is run."""
+    paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
+    groups, _ = _groups(paths, _row_size(decoder, paths, mesh)[1], memory)
+    return [{i: paths[i] for i in group} for group in groups]
+
+
+def _row_size(decoder: Decoder, paths: dict[int, tuple], mesh: Mesh | None) -> tuple[int, int]:
+    """Slots and bytes of a pool's row, long enough for every path."""
+    longest = max((sum(map(len, path)) for path in paths.values()), default=0)
+    size = -(-longest // _SLOT_STEP) * _SLOT_STEP
+    model = 1 if mesh is None else mesh.shape[MODEL]
+    return size, max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype, model))
 
 
 def _groups(

@@ -41,7 +41,7 @@ from mop_jax.lm.planning import (
     plan_calls,
     plan_chunks,
 )
-from mop_jax.lm.prefixes import PrefixPool, prefix_pools
+from mop_jax.lm.prefixes import PrefixPool, level_chunks, plan_pools, prefix_pools, tree_levels
 from mop_jax.lm.vocabulary import (
     POSITION_BLOCK,
     POSITION_BLOCK_ACCELERATOR,
@@ -205,6 +205,25 @@ class Scorer:
             self._decoder, prefixes, pairs[:, 0], self._memory, skip, self._mesh
         ):
             self._score_pool(work, pool, members, on_scores, skip)
+
+    def padding_share(
+        self,
+        prefixes: Sequence[Sequence[TokenIds]],
+        continuations: Sequence[Continuation],
+        pairs: np.ndarray,
+    ) -> float:
+        """Share of padding among the tokens that `score` would run, prefixes included."""
+        work = _Work(continuations, pairs)
+        shapes = chunk_shapes(work.lengths, self._tokens)
+        run, real = 0, sum(work.lengths)
+        for paths in plan_pools(self._decoder, prefixes, pairs[:, 0], self._memory, self._mesh):
+            members = np.flatnonzero(np.isin(pairs[:, 0], list(paths)))
+            chunks = list(plan_chunks([work.lengths[i] for i in members], shapes))
+            for level in tree_levels(paths.values()):
+                chunks += level_chunks(level)
+                real += sum(len(node[-1]) for node in level)
+            run += sum(chunk.shape.num_tokens for chunk in chunks)
+        return 1.0 - real / run
 
     def _score_pool(self, work: _Work, pool: PrefixPool, members, on_scores, skip) -> None:
         done: set[int] = set()

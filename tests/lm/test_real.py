@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mop_jax.lm.base import Continuation, TemperatureGrid
+from mop_jax.lm.scoring import Scorer
 from mop_jax.prompts import PromptBuilder
 from mop_jax.temperature import interpolate
 
@@ -148,3 +149,27 @@ def test_what_is_generated_is_what_is_scored(smollm2, builder, table):
     pairs = np.stack([np.zeros(4, int), np.arange(4)], axis=1)
     smollm2.score_pairs([prompt.prefix], tails, pairs, grid=grid, on_scores=store)
     np.testing.assert_allclose(drawn.log_probs, again[range(4), [0, 1, 1, 2]], atol=1e-3)
+
+
+def test_padding_is_under_eight_percent_on_real_reviews(smollm2, builder, table):
+    """As in the demo: each review after 24 components of its own; prefixes are counted too."""
+    rng = np.random.default_rng(0)
+    num_personas, num_exemplars = len(table["personas"]), len(table["exemplar_text"])
+    prompts, responses = [], []
+    for i, text in enumerate(table["record_text"]):
+        context = request(table["record_sentiment"][i], table["record_film"][i])
+        response = builder.response(str(text))
+        for c in rng.choice(num_personas * num_exemplars, 24, replace=False):
+            k, j = divmod(int(c), num_exemplars)
+            example = request(table["exemplar_sentiment"][j], table["exemplar_film"][j])
+            exemplar = (example, str(table["exemplar_text"][j]))
+            prompts.append(builder.component(str(table["personas"][k]), exemplar, context))
+            responses.append(response)
+    prefixes = list(dict.fromkeys(prompt.prefix for prompt in prompts))
+    places = {prefix: i for i, prefix in enumerate(prefixes)}
+    tails = [Continuation(p.request, r) for p, r in zip(prompts, responses)]
+    pairs = np.asarray([(places[p.prefix], i) for i, p in enumerate(prompts)])
+    scorer = Scorer(smollm2.decoder, GRID)
+    assert 0 < scorer.padding_share(prefixes, tails, pairs) < 0.08
+    few = scorer.padding_share(prefixes, tails, pairs[: 24 * 10])
+    assert 0 < few < 0.08

@@ -288,6 +288,32 @@ def test_one_logit_of_plus_infinity_is_enough(make_tiny_lm):
     assert refused[0][1] == 0
 
 
+@pytest.mark.parametrize("memory", [1e9, 100_000.0])
+def test_the_padding_that_is_reported_is_what_is_run(tiny_lm, random_work, monkeypatch, memory):
+    prefixes, tails, pairs = work = random_work(13, num_pairs=100)
+    scorer = scoring.Scorer(tiny_lm.decoder, GRID, memory)
+    reported = scorer.padding_share(prefixes, tails, pairs)
+    run, real = [], []
+
+    def watch(module, name, sizes):
+        function = getattr(module, name)
+
+        def watched(*arguments, **options):
+            run.append(options["packed"])
+            lengths, chunks = sizes(arguments)
+            run[-1] *= int(chunks)
+            real.append(int(np.sum(lengths)))
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch(scoring, "score_suffixes", lambda a: (a[3].lengths, a[3].num_chunks))
+    watch(prefix_module, "run_segments", lambda a: (a[4], 1))
+    score(tiny_lm, work, memory=memory)
+    assert sum(real) > 500
+    assert reported == pytest.approx(1 - sum(real) / sum(run))
+
+
 def full_device(monkeypatch, fits):
     """Lets `score_suffixes` fail as a full device does, for shapes that `fits` refuses."""
     real, tried = scoring.score_suffixes, []
