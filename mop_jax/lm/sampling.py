@@ -341,7 +341,7 @@ class _Work:
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
         # As plain numbers: typed keys cannot be put on devices of other hosts.
-        root_data = replicate(mesh, np.asarray(jax.random.key_data(root)))
+        root_data: Any = replicate(mesh, np.asarray(jax.random.key_data(root)))
         self._root = jax.random.wrap_key_data(root_data)
         self._end_ids, self._truncation = replicate(mesh, (end_ids, truncation))
         self._drawn, self._on_samples = drawn, on_samples
