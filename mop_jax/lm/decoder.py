@@ -225,7 +225,8 @@ class Decoder(nnx.Module):
 
     def _embed(self, cache: KVCache, tokens_bt: Array, context: Context) -> Array:
         config, tokens = self.config, tokens_bt.reshape(-1)
-        slots = jnp.arange(tokens.size) if context.packing is None else context.packing.slots
+        # No gather where nothing is packed: on a mesh it would collect all devices' tokens.
+        slots = slice(None) if context.packing is None else context.packing.slots
         x_nd = self.embed_tokens.embedding[...][tokens[slots]]
         x_nd = x_nd * jnp.asarray(config.embedding_scale, x_nd.dtype)
         if config.learned_positions:

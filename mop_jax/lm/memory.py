@@ -51,6 +51,10 @@ def kv_bytes_per_token(config: DecoderConfig, dtype: jnp.dtype, model: int = 1) 
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error of JAX says that a device's memory is full."""
+    """Whether an error of JAX says that a device's memory is full, so that less may be tried.
+
+    Not on several hosts: the others would go on with what they had planned, and wait for ever.
+    """
     text = str(error)
-    return "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+    full = "RESOURCE_EXHAUSTED" in text or "Out of memory" in text
+    return full and jax.process_count() == 1

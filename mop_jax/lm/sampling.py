@@ -340,7 +340,10 @@ class _Work:
         self._graph, self._state = nnx.split(decoder)
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
-        self._root, self._end_ids, self._truncation = replicate(mesh, (root, end_ids, truncation))
+        # As plain numbers: typed keys cannot be put on devices of other hosts.
+        root_data: Any = replicate(mesh, np.asarray(jax.random.key_data(root)))
+        self._root = jax.random.wrap_key_data(root_data)
+        self._end_ids, self._truncation = replicate(mesh, (end_ids, truncation))
         self._drawn, self._on_samples = drawn, on_samples
         lanes = num_lanes(mesh)
         num_slots = min(by_backend(SLOTS, SLOTS_ACCELERATOR) * lanes, -(-len(sample_ids) // 4) * 4)

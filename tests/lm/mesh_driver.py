@@ -3,8 +3,8 @@
     python mesh_driver.py OUT.npz SPLITS NAME=FOLDER…
 
 SPLITS are meshes such as 1x1,4x2. As one process of several (JAX_COORDINATOR_ADDRESS and so on) it
-first joins the others; each writes its own file. Arrays are named NAME/SPLIT/WHAT; checkpoints
-whose names begin with `golden` give logits only.
+first joins the others; each writes its own file. Arrays are named NAME/SPLIT/WHAT; `EVERYTHING`
+says which checkpoints give more than logits, and on which meshes.
 """
 
 from __future__ import annotations
@@ -12,18 +12,27 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 from flax import nnx
 
-from mop_jax.lm import flax_lm, planning, vocabulary
+from mop_jax.errors import NotFiniteError
+from mop_jax.lm import flax_lm, planning, scoring, vocabulary
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.memory import kv_bytes_per_token
 from mop_jax.lm.mesh import initialize_distributed, is_writer, shard_rows, to_host
 
+# Only one model does all of it on all meshes: what takes time is to compile it.
+EVERYTHING = {
+    "llama": ("1x1", "8x1", "4x2", "2x4", "1x8", "2x2", "1x4"),
+    "gemma3": ("1x1", "2x4"),
+}
 GRID = TemperatureGrid(0.25, (5, 4, 3))
 
 
@@ -54,21 +63,66 @@ def logits(lm: FlaxLM) -> dict[str, np.ndarray]:
 def collectives(lm: FlaxLM) -> np.ndarray:
     """How many all-reduces the program of the logits holds, and how many others."""
     batch = shard_rows(lm.mesh, (np.zeros((8, 16), np.int32), np.full(8, 16, np.int32)))
-    text = flax_lm._logits.lower(lm._graph, lm._state, *batch).compile().as_text()
+    return count_collectives(flax_lm._logits.lower(lm._graph, lm._state, *batch))
+
+
+def count_collectives(lowered: Any) -> np.ndarray:
+    """How many all-reduces a compiled program holds, and how many others."""
+    text = lowered.compile().as_text()
     other = r" (all-gather|all-to-all|collective-permute|reduce-scatter)(-start)?\("
     return np.asarray([len(re.findall(p, text)) for p in (r" all-reduce(?:-start)?\(", other)])
 
 
-def scores(lm: FlaxLM) -> np.ndarray:
+def scores(lm: FlaxLM, skip: np.ndarray | None = None) -> np.ndarray:
     """Log-likelihoods [n, G], in several pools of prefixes."""
     prefixes, tails, pairs = work(lm.config.vocab_size)
     found = np.full((len(pairs), len(GRID.multiples)), np.nan)
 
     def store(indices: np.ndarray, values: np.ndarray) -> None:
+        assert np.isnan(found[indices]).all()
         found[indices] = values
 
-    row = 32 * 2 * lm.config.num_layers * lm.config.num_kv_heads * lm.config.head_dim * 4
-    lm.score_pairs(prefixes, tails, pairs, grid=GRID, on_scores=store, memory=4.5 * row)
+    model = 1 if lm.mesh is None else lm.mesh.shape["model"]
+    row = 16 * kv_bytes_per_token(lm.config, lm.decoder.dtype, model)
+    lm.score_pairs(prefixes, tails, pairs, grid=GRID, on_scores=store, memory=4.5 * row, skip=skip)
+    return found
+
+
+def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
+    """Scores with many pairs skipped, on full devices, and of a model with a fault.
+
+    Besides them the collectives of the program that scores.
+    """
+    prefixes, tails, pairs = work(lm.config.vocab_size)
+    # The last prefix has a pool of its own, which need not be run at all.
+    skip = (np.random.default_rng(2).random(len(pairs)) < 0.7) | (pairs[:, 0] == len(prefixes) - 1)
+    found = {"skip": skip, "scores_skipped": scores(lm, skip)}
+    real, programs, tried = scoring.score_suffixes, [], []
+
+    def limited(*args: Any, **options: Any) -> Any:
+        if not programs:
+            programs.append(real.lower(*args, **options))
+        tried.append(args[3].tokens.shape[-3] * options["packed"])
+        if tried[-1] > 24:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(*args, **options)
+
+    with mock.patch.object(scoring, "score_suffixes", limited), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found["scores_full"] = scores(lm)
+    found["tried"] = np.asarray(sorted(set(tried)))
+    found["scoring_collectives"] = count_collectives(programs[0])
+
+    read = [tail.request + tail.response[:-1] for tail in tails]
+    others = {i for ids in (*read[:2], *read[3:], *sum(prefixes, ())) for i in ids}
+    poison = next(i for i in read[2] if i not in others)
+    graph, state = nnx.split(lm.decoder)
+    state.embed_tokens.embedding[...] = state.embed_tokens.embedding[...].at[poison].set(np.nan)
+    found["faulty"] = np.flatnonzero(pairs[:, 1] == 2)
+    try:
+        scores(FlaxLM(nnx.merge(graph, state), mesh=lm.mesh))
+    except NotFiniteError as error:
+        found["named"] = np.asarray(error.pair)
     return found
 
 
@@ -83,7 +137,8 @@ def samples(lm: FlaxLM) -> dict[str, np.ndarray]:
     ids = np.full((12, 8), -1)
     for row, tokens in enumerate(drawn.token_ids):
         ids[row, : len(tokens)] = tokens
-    return {"drawn": ids, "drawn_log_probs": drawn.log_probs}
+    each = np.concatenate(drawn.token_log_probs)
+    return {"drawn": ids, "drawn_log_probs": each}
 
 
 def shards(lm: FlaxLM) -> dict[str, np.ndarray]:
@@ -118,8 +173,11 @@ def main(out: str, splits: str, *checkpoints: str) -> None:
         for split in splits.split(","):
             lm = FlaxLM.from_pretrained(folder_of, mesh=split)
             parts = {**logits(lm), **shards(lm), "collectives": collectives(lm)}
-            if not name.startswith("golden"):
+            if split in EVERYTHING.get(name, ()):
                 parts |= {"scores": scores(lm), **samples(lm)}
+            if (name, split) in (("llama", "8x1"), ("llama", "4x2")):
+                more = more_scores(lm)
+                parts |= {f"more/{what}": value for what, value in more.items()}
             found |= {f"{name}/{split}/{what}": value for what, value in parts.items()}
             found[f"{name}/{split}/fingerprint"] = np.asarray(lm.fingerprint)
     np.savez(out, **found)

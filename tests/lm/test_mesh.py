@@ -42,6 +42,7 @@ from mop_jax.lm.mesh import (
 )
 from mop_jax.run_folder import RunFolder
 from mop_jax.workspace import Workspace
+from tests.lm.mesh_driver import EVERYTHING
 
 DRIVER = Path(__file__).with_name("mesh_driver.py")
 FAMILIES = [
@@ -66,7 +67,10 @@ LLAMA_3_8B = DecoderConfig(
 
 def environment(num_devices: int, **extra: str) -> dict[str, str]:
     """Of a process with that many CPU devices, which imports this package."""
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    # Most of the time is the compiler's: it need not do its best.
+    flags = (
+        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    )
     package = str(Path(mop_jax.__file__).parents[1])
     return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": package, **extra}
 
@@ -105,18 +109,19 @@ def runs(folders, tmp_path_factory):
     return found
 
 
-def assert_same(found, expected):
-    """Logits, scores and samples of one run against another's."""
-    assert set(found) == set(expected)
+def assert_same(found, expected, everything):
+    """Logits of one run against another's, and scores and samples if they are to be there."""
+    assert set(found) <= set(expected)
+    assert ({"scores", "drawn", "drawn_log_probs"} <= set(found)) == everything
     np.testing.assert_array_equal(found["tokens"], expected["tokens"])
     assert expected["logits"].std() > 1
     np.testing.assert_allclose(found["logits"], expected["logits"], atol=1e-4)
-    if "scores" in expected:
+    if everything:
         assert np.ptp(expected["scores"]) > 30
         np.testing.assert_allclose(found["scores"], expected["scores"], atol=2e-4)
         assert len(np.unique(expected["drawn"])) > 20
         np.testing.assert_array_equal(found["drawn"], expected["drawn"])
-        np.testing.assert_allclose(found["drawn_log_probs"], expected["drawn_log_probs"], atol=2e-4)
+        np.testing.assert_allclose(found["drawn_log_probs"], expected["drawn_log_probs"], atol=1e-4)
     assert found["fingerprint"] == expected["fingerprint"]
 
 
@@ -130,7 +135,42 @@ def part(run, name, split):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_split_equals_one_device(runs, name, split):
-    assert_same(part(runs, name, split), part(runs, name, "1x1"))
+    everything = split in EVERYTHING.get(name, ())
+    assert everything or name != "llama"
+    assert_same(part(runs, name, split), part(runs, name, "1x1"), everything)
+
+
+@pytest.mark.parametrize("split", ["8x1", "4x2"])
+def test_what_is_skipped_changes_no_bits_of_the_rest(runs, split):
+    scores = runs[f"llama/{split}/scores"]
+    skip = runs[f"llama/{split}/more/skip"]
+    again = runs[f"llama/{split}/more/scores_skipped"]
+    reported = np.isfinite(again).all(axis=1)
+    assert reported[~skip].all()
+    assert not reported.all()
+    np.testing.assert_array_equal(again[reported], scores[reported])
+
+
+@pytest.mark.parametrize("split", ["8x1", "4x2"])
+def test_full_devices_halve_their_calls(runs, split):
+    assert runs[f"llama/{split}/more/tried"].tolist() == [24, 48]
+    found, expected = (runs[f"llama/{split}/{what}"] for what in ("more/scores_full", "scores"))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("split", ["8x1", "4x2"])
+def test_a_fault_names_its_pair_whatever_its_lane(runs, split):
+    faulty = runs[f"llama/{split}/more/faulty"]
+    assert 0 < len(faulty) < 20
+    assert runs[f"llama/{split}/more/named"] in faulty
+
+
+def test_lanes_exchange_nothing(runs):
+    """Scoring on eight devices along `data`; and sums alone where two share the weights."""
+    assert runs["llama/8x1/more/scoring_collectives"].tolist() == [0, 0]
+    sums, others = runs["llama/4x2/more/scoring_collectives"]
+    assert sums > 0
+    assert others == 0
 
 
 @pytest.mark.parametrize("name", ["gqa_tied", "gemma3"])
@@ -219,7 +259,8 @@ def test_two_processes_equal_one(runs, llama_folder, tmp_path):
         assert found["device_count"] == 4
         assert bool(found["is_writer"]) == (i == 0)
         for split in splits:
-            assert_same(part(found, "llama", split), part(runs, "llama", "1x1"))
+            everything = split in EVERYTHING["llama"]
+            assert_same(part(found, "llama", split), part(runs, "llama", "1x1"), everything)
             assert len(found[f"llama/{split}/held/norm.scale"]) == 2
 
 

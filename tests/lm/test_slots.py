@@ -117,7 +117,7 @@ def test_order_and_left_out_samples_change_no_text(lm, work, expected, slots):
 def test_several_pools_draw_the_same(lm, work, expected, slots, monkeypatch):
     """Pools of one prefix each: slots go on drawing while the next pool is filled."""
     slots(8)
-    monkeypatch.setattr("mop_jax.lm.sampling.default_memory", lambda decoder: 1)
+    monkeypatch.setattr(lm, "_memory", 1)
     made = []
     pools = sampling.prefix_pools
     monkeypatch.setattr(
@@ -134,9 +134,9 @@ def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch
     sizes = []
     resize = sampling.resize
 
-    def recorded(slots, *, size):
+    def recorded(slots, *, size, **options):
         sizes.append(size)
-        return resize(slots, size=size)
+        return resize(slots, size=size, **options)
 
     monkeypatch.setattr(sampling, "resize", recorded)
     assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]

@@ -32,7 +32,7 @@ def oracle(embedding, hidden, targets, cap=None):
     return np.stack(columns, axis=1)
 
 
-def found(case, *, count=None, block=6, positions=None, cap=None):
+def found(case, *, count=None, block=6, positions=None, cap=None, parts=1):
     return np.asarray(
         grid_log_probs(
             *case,
@@ -42,6 +42,7 @@ def found(case, *, count=None, block=6, positions=None, cap=None):
             block=block,
             positions=positions,
             cap=cap,
+            parts=parts,
         )
     )
 
@@ -51,6 +52,13 @@ def found(case, *, count=None, block=6, positions=None, cap=None):
 def test_blocks_whatever_the_size_of_logits(case, block, positions):
     np.testing.assert_allclose(
         found(case, block=block, positions=positions), oracle(*case), rtol=1e-5, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("block", "parts"), [(6, 2), (6, 3), (30, 5), (30, 6)])
+def test_blocks_of_rows_from_every_part(case, block, parts):
+    np.testing.assert_allclose(
+        found(case, block=block, parts=parts), oracle(*case), rtol=1e-5, atol=1e-3
     )
 
 
