@@ -109,6 +109,10 @@ def main(out: Path) -> None:
             str(path.relative_to(folder)): path.read_text("utf-8")
             for path in sorted(Path(folder).rglob("*.json"))
         }
+        # Where the tokenizer happened to come from says nothing about it, and varies.
+        tokenizer = json.loads(files["tokenizer_config.json"])
+        tokenizer.pop("local_files_only", None)
+        files["tokenizer_config.json"] = json.dumps(tokenizer, indent=2)
         weights = {
             f"weights/{name}": value.numpy().astype(np.float16)
             for name, value in load_file(Path(folder) / "model.safetensors").items()

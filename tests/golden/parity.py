@@ -82,7 +82,10 @@ def changes(new: Any, old: Any, name: str = "") -> dict[str, float]:
         same = np.shape(new) == np.shape(old)
         return {name: float(np.abs(np.subtract(new, old)).max()) if same else DIFFERENT}
     else:
-        return {} if np.array_equal(new, old) else {name: DIFFERENT}
+        # Lists of lists may be ragged, which np.array_equal takes for different.
+        plain = isinstance(new, list) and isinstance(old, list)
+        same = new == old if plain else np.array_equal(new, old)
+        return {} if same else {name: DIFFERENT}
     found: dict[str, float] = {}
     for pair in pairs:
         for key, value in changes(*pair).items():

@@ -110,6 +110,9 @@ def test_what_differs_between_golden_files_is_found():
     old["weights"]["model.norm.weight"] = "0" * 16
     found = parity.changes(old, SMOLLM2)
     assert found["request"] == found["model.norm.weight"] == parity.DIFFERENT
+    ragged = {"ids": [[1], [2, 3]]}
+    assert parity.changes(ragged, copy.deepcopy(ragged)) == {}
+    assert parity.changes(ragged, {"ids": [[1], [2, 4]]}) == {"ids": parity.DIFFERENT}
     del old["instruction"], old["records"][-1]
     assert parity.changes(old, SMOLLM2) == {"fields": parity.DIFFERENT}
     old["instruction"] = SMOLLM2["instruction"]
