@@ -172,8 +172,8 @@ def attend(
 ) -> Array:
     """Softmax attention, float32 [B, T, H, E].
 
-    Scores are laid out with the queries last, [B, K, S + T, G · T]: so the products leave them, and
-    sums over keys run along whole vectors (measured on a CPU: the usual order takes a third more).
+    The queries of a token's group stand side by side, [B, K, T · G, S + T]: they are moved in whole
+    runs of G · E numbers (measured on a CPU: half the time of an order by group and then by token).
 
     Args:
         q: [B, T, H, E].
@@ -187,17 +187,17 @@ def attend(
     num_kv_heads = new[0].shape[2]
     group = num_heads // num_kv_heads
     keys, values = (jnp.concatenate([c.astype(n.dtype), n], axis=1) for c, n in zip(cached, new))
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, length, num_kv_heads, group, width)
-    q = q.transpose(0, 2, 4, 3, 1).reshape(batch, num_kv_heads, width, group * length)
-    scores = jnp.einsum("bske,bken->bksn", keys, q, preferred_element_type=jnp.float32)
-    scores = softcap(scores, cap).reshape(batch, num_kv_heads, -1, group, length)
-    scores = jnp.where(mask.transpose(0, 2, 1)[:, None, :, None], scores, MASKED)
-    weights = jnp.exp(scores - scores.max(axis=2, keepdims=True))
-    total = weights.sum(axis=2).reshape(batch, num_kv_heads, -1, 1)
-    weights = weights.reshape(batch, num_kv_heads, -1, group * length).astype(values.dtype)
-    mixed = jnp.einsum("bksn,bske->bkne", weights, values).astype(jnp.float32)
-    mixed = (mixed / total).reshape(batch, num_kv_heads, group, length, width)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, num_heads, width)
+    q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, length, num_kv_heads, group * width)
+    q = q.transpose(0, 2, 1, 3).reshape(batch, num_kv_heads, length * group, width)
+    scores = jnp.einsum("bkne,bske->bkns", q, keys, preferred_element_type=jnp.float32)
+    scores = softcap(scores, cap).reshape(batch, num_kv_heads, length, group, -1)
+    scores = jnp.where(mask[:, None, :, None], scores, MASKED)
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    total = weights.sum(axis=-1).reshape(batch, num_kv_heads, -1, 1)
+    weights = weights.reshape(batch, num_kv_heads, length * group, -1).astype(values.dtype)
+    mixed = jnp.einsum("bkns,bske->bkne", weights, values).astype(jnp.float32) / total
+    mixed = mixed.reshape(batch, num_kv_heads, length, group * width).transpose(0, 2, 1, 3)
+    return mixed.reshape(batch, length, num_heads, width)
 
 
 def attend_one(
