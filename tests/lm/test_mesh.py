@@ -236,8 +236,8 @@ def free_port() -> int:
 
 
 def test_two_processes_equal_one(runs, llama_folder, tmp_path):
-    """Two devices each; weights cross the processes in 1x4, rows of the logits' batch in 4x1."""
-    splits = ["4x1", "2x2", "1x4"]
+    """Two devices each; in 2x2 lanes and slots cross the processes, in 1x4 the weights do."""
+    splits = ["2x2", "1x4"]
     address = f"127.0.0.1:{free_port()}"
     outs = [tmp_path / f"{i}.npz" for i in range(2)]
     processes = []
@@ -424,7 +424,9 @@ def test_the_configuration_chooses_dtype_and_mesh(monkeypatch, tmp_path):
         }
     )
     asked = []
-    monkeypatch.setattr(FlaxLM, "from_pretrained", lambda *args: asked.append(args) or 1 / 0)
+    monkeypatch.setattr(
+        FlaxLM, "from_pretrained", lambda *args, memory: asked.append(args) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         Workspace(RunFolder(tmp_path / "run", config)).language_model  # noqa: B018
     assert asked == [("m", "bfloat16", "4x2")]
