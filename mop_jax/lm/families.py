@@ -70,6 +70,8 @@ class Family:
             fields.
         required: names that must be there.
         translate: from tensors as stored to tensors named as the decoder's, less the `model.`.
+        nested: the field that holds the text model's configuration, in models of several kinds of
+            input; other fields beside it concern those.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Family:
     settings: Callable[[Any, str], Settings]
     required: tuple[str, ...] = _REQUIRED
     translate: Callable[[Tensors], Tensors] | None = None
+    nested: str | None = None
 
 
 def read_config(folder: Path) -> tuple[DecoderConfig, Family]:
@@ -110,6 +113,8 @@ def parse_config(values: Mapping[str, Any], where: str = "config.json") -> Decod
         raise DataError(
             f"{where}: model_type {model_type!r} is not supported; supported: {supported}."
         )
+    if family.nested is not None:
+        values = _nested(values, family, where)
     for name, value in values.items():
         if name not in family.fields | _WITHOUT_EFFECT and value not in (None, False):
             raise DataError(f"{where}: {name} = {value!r} is not supported by this decoder.")
@@ -130,6 +135,20 @@ def parse_config(values: Mapping[str, Any], where: str = "config.json") -> Decod
         "eos_token_ids": tuple(_as_ids(values.get("eos_token_id"))),
     }
     return DecoderConfig(**settings, **family.settings(config, where))
+
+
+def _nested(values: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
+    """The text model's configuration out of a larger one, with the end tokens of the whole."""
+    field = str(family.nested)
+    for name, value in values.items():
+        if name not in _BESIDE_TEXT | _WITHOUT_EFFECT | {field} and value not in (None, False):
+            raise DataError(f"{where}: {name} = {value!r} is not supported by this decoder.")
+    inner = values.get(field)
+    if not isinstance(inner, Mapping):
+        raise FaultError(f"{where} lacks the field {field!r}.")
+    shared = ("eos_token_id", "tie_word_embeddings")
+    outer = {name: values[name] for name in shared if name in values}
+    return {"model_type": f"{values['model_type']}_text"} | dict(inner) | outer
 
 
 def _with_defaults(values: Mapping[str, Any], where: str) -> Any:
@@ -266,6 +285,10 @@ def _gemma3(config: Any, where: str) -> Settings:
     if config.sliding_window is None:
         # Layers of the sliding type rotate by a base of their own, window or none.
         raise DataError(f"{where}: sliding_window = null is not supported in Gemma 3.")
+    if config.attn_logit_softcapping is not None:
+        # transformers has the field and does not apply it, so what it would mean is open.
+        value = config.attn_logit_softcapping
+        raise DataError(f"{where}: attn_logit_softcapping = {value!r} is not supported in Gemma 3.")
     return _gemma2(config, where) | {"qk_norm": True}
 
 
@@ -328,6 +351,15 @@ def _transposed(read: Callable[[], np.ndarray]) -> np.ndarray:
     return read().T
 
 
+def _gemma3_text_tensors(tensors: Tensors) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """The text model's tensors out of Gemma 3 with images; older and newer files name it so."""
+    for name, read in tensors:
+        short = name.removeprefix("model.")
+        if short.startswith(("vision_tower.", "multi_modal_projector.")):
+            continue
+        yield short.removeprefix("language_model.").removeprefix("model."), read
+
+
 _SLIDING = {"sliding_window", "layer_types"}
 _QWEN = _COMMON | _SLIDING | {"use_sliding_window", "max_window_layers"}
 _GEMMA2 = _COMMON | _SLIDING | {
@@ -339,6 +371,11 @@ _GEMMA2 = _COMMON | _SLIDING | {
     "use_bidirectional_attention",
     "sliding_window_size",
 }  # fmt: skip
+_GEMMA3 = _GEMMA2 | _names("rope_local_base_freq sliding_window_pattern _sliding_window_pattern")
+_BESIDE_TEXT = _names(
+    """vision_config mm_tokens_per_image boi_token_index eoi_token_index image_token_index
+    tie_word_embeddings"""
+)
 _GPT2 = _names(
     """vocab_size n_positions n_ctx n_embd n_layer n_head n_inner activation_function resid_pdrop
     embd_pdrop attn_pdrop layer_norm_epsilon scale_attn_weights scale_attn_by_inverse_layer_idx
@@ -353,10 +390,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2": Family("Qwen2, 2.5", _QWEN, _qwen2),
     "qwen3": Family("Qwen3", _QWEN | {"attention_bias"}, _qwen3),
     "gemma2": Family("Gemma 2", _GEMMA2, _gemma2),
-    "gemma3_text": Family(
-        "Gemma 3, text",
-        _GEMMA2 | {"rope_local_base_freq", "sliding_window_pattern", "_sliding_window_pattern"},
-        _gemma3,
+    "gemma3_text": Family("Gemma 3, text", _GEMMA3, _gemma3),
+    "gemma3": Family(
+        "Gemma 3 with images, its text part",
+        _GEMMA3,
+        _gemma3, ("hidden_size", "intermediate_size", "num_hidden_layers"),
+        _gemma3_text_tensors, "text_config",
     ),
     "gpt2": Family(
         "GPT-2", _GPT2, _gpt2, ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"),

@@ -27,6 +27,10 @@ CHUNKS_PER_CALL_ACCELERATOR = 1
 MAX_LENGTHS = 4
 # Totals of small workloads are rounded up to this, so that they need not fill a whole chunk.
 _TOKEN_STEP = 64
+# Sizes of a chunk that are tried, in relation to the budget, the nearest first.
+_SHARES = (1.0, 1.03125, 0.96875, 1.0625, 0.9375, 1.09375, 0.90625, 1.125, 0.875)
+# Sequences on which they are tried, about.
+_SAMPLE = 2_000
 
 
 class ChunkShape(NamedTuple):
@@ -62,13 +66,34 @@ def chunk_shapes(
 
     Args:
         lengths: tokens of each sequence; at least one.
-        budget: tokens of a chunk; raised to the longest sequence where that is more.
+        budget: tokens of a chunk, within an eighth: whatever wastes the least; raised to the
+            longest sequence where that is more.
         max_lengths: how many shapes at most.
         step: lengths are multiples of this.
     """
     total = -(-int(np.sum(lengths)) // _TOKEN_STEP) * _TOKEN_STEP
     padded = choose_lengths(lengths, max_lengths, step)
-    num_tokens = max(min(budget, total), padded[-1])
+    if budget < total:
+        # Every so many-th length stands for all: the same for equal workloads.
+        sample = np.sort(lengths)[:: -(-len(lengths) // _SAMPLE)].tolist()
+        # The budget is what suits the machine: leaving it must gain something.
+        total = min(
+            (round(budget * share / 16) * 16 for share in _SHARES),
+            key=lambda tokens: _waste(sample, padded, tokens) + abs(tokens / budget - 1) / 16,
+        )
+    return _shapes(lengths, padded, max(total, padded[-1]))
+
+
+def _waste(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> float:
+    """Share of padding in chunks of about `num_tokens`."""
+    chunks = list(plan_chunks(lengths, _shapes(lengths, padded, max(num_tokens, padded[-1]))))
+    # The last chunk is not full in a sample, and no loss in the whole.
+    full = chunks[:-1] or chunks
+    real = sum(lengths[i] for chunk in full for i in chunk.members)
+    return 1.0 - real / sum(chunk.shape.num_tokens for chunk in full)
+
+
+def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> list[ChunkShape]:
     shapes, shorter = [], 0
     for length in padded:
         inside = [n for n in lengths if shorter < n <= length]

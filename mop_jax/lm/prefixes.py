@@ -289,5 +289,5 @@ def _groups(
 
 
 def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:
-    """A prefix as a hashable path."""
-    return tuple(tuple(segment) for segment in prefix)
+    """A prefix as a hashable path; empty segments leave no trace."""
+    return tuple(tuple(segment) for segment in prefix if len(segment))

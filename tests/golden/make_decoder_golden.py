@@ -2,19 +2,21 @@
 
 Needs torch and transformers, which the package itself does not (it never runs torch):
 
-    python tests/golden/make_decoder_golden.py [CASE …]
+    python tests/golden/make_decoder_golden.py [--out FOLDER] [CASE …]
 
 Each file holds the checkpoint's `config.json`, its weights (float16 values, so that float32 holds
 them exactly), padded token ids with their lengths, logits, and a greedy continuation of the first
-row. Each case switches on every feature that its family has. Sizes are unequal and mostly prime, so
-that no transposed or swapped axis can hide. Weights are large enough that attention is far from
-uniform and every rotation matters.
+row, of several different tokens. Each case switches on every feature that its family has. Sizes
+are unequal and mostly prime, so that no transposed or swapped axis can hide. Weights are large
+enough that attention is far from uniform and every rotation matters. A `seed` is where the search
+for a telling greedy continuation would arrive (with tied embeddings most random models repeat one
+token).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +25,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 GREEDY_STEPS = 9
+GREEDY_DISTINCT = 4  # a model that repeats one token would prove little
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 300.0,
@@ -121,7 +124,7 @@ CASES = {
         },
         "lengths": [23, 29, 3],
     },
-    # Queries and keys normalised; biases on q, k, v and o.
+    # Queries and keys normalised; biases on q, k, v and o; the last two layers slide.
     "qwen3": {
         "config": {
             "model_type": "qwen3",
@@ -129,15 +132,18 @@ CASES = {
             "num_key_value_heads": 2,
             "head_dim": 10,
             "hidden_size": 22,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": 3,
             "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
             "rms_norm_eps": 1e-3,
         },
-        "lengths": [17, 19, 2],
+        "lengths": [23, 19, 2],
     },
-    # Soft caps on scores and logits, every other layer slides, norms behind the blocks.
+    # Soft caps on scores and logits, every other layer slides, norms behind the blocks, biases.
     "gemma2": {
         "config": {
             "model_type": "gemma2",
@@ -150,13 +156,16 @@ CASES = {
             "query_pre_attn_scalar": 11,
             "attn_logit_softcapping": 3.0,
             "final_logit_softcapping": 7.0,
+            "attention_bias": True,
             "tie_word_embeddings": True,
             "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
             "rms_norm_eps": 1e-3,
         },
         "lengths": [29, 23, 4],
+        "seed": 266411,
     },
-    # Two rotary bases, the global one stretched; normalised queries and keys; five in six slide.
+    # Two rotary bases, the global one stretched; normalised queries and keys; five in six slide;
+    # soft-capped logits, biases. (torch reads attn_logit_softcapping in Gemma 3 and ignores it.)
     "gemma3": {
         "config": {
             "model_type": "gemma3_text",
@@ -167,6 +176,8 @@ CASES = {
             "num_hidden_layers": 7,
             "sliding_window": 6,
             "query_pre_attn_scalar": 11,
+            "final_logit_softcapping": 9.0,
+            "attention_bias": True,
             "tie_word_embeddings": True,
             "rope_parameters": {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
@@ -175,6 +186,7 @@ CASES = {
             "rms_norm_eps": 1e-3,
         },
         "lengths": [29, 31, 6],
+        "seed": 13612,
     },
     # Learned positions, layer norms, one product for q, k and v, a plain feed-forward block.
     "gpt2": {
@@ -225,18 +237,19 @@ def random_model(values: dict, seed: int) -> PreTrainedModel:
 
 @torch.no_grad()
 def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int] | None:
-    """The likeliest continuation, or None if rounding could decide it."""
+    """The likeliest continuation, or None if rounding could decide it or it repeats itself."""
     ids = list(prompt)
     for _ in range(GREEDY_STEPS):
         best, second = model(torch.tensor([ids])).logits[0, -1].topk(2)
         if best[0] - best[1] < 1e-2:
             return None
         ids.append(int(second[0]))
-    return ids[len(prompt) :]
+    drawn = ids[len(prompt) :]
+    return drawn if len(set(drawn)) >= GREEDY_DISTINCT else None
 
 
 @torch.no_grad()
-def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
+def make(name: str, values: dict, lengths: list[int], seed: int, out: Path) -> Path:
     continuation = None
     while continuation is None:
         model = random_model(values, seed)
@@ -254,7 +267,7 @@ def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
         for key, value in model.state_dict().items()
         if not (tied and key == "lm_head.weight")
     }
-    target = Path(__file__).with_name(f"decoder_{name}.npz")
+    target = out / f"decoder_{name}.npz"
     np.savez_compressed(
         target,
         config=np.array(json.dumps(model.config.to_diff_dict())),
@@ -272,8 +285,13 @@ def make(name: str, values: dict, lengths: list[int], seed: int) -> Path:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("cases", nargs="*")
+    arguments = parser.parse_args()
     for number, (case, parts) in enumerate(CASES.items()):
-        if sys.argv[1:] and case not in sys.argv[1:]:
+        if arguments.cases and case not in arguments.cases:
             continue
-        path = make(case, parts["config"], parts["lengths"], seed=number + 4)
+        seed = parts.get("seed", number + 4)
+        path = make(case, parts["config"], parts["lengths"], seed, arguments.out)
         print(path.name, path.stat().st_size)

@@ -2,12 +2,12 @@
 
 Needs torch and sentence_transformers, which the package itself does not:
 
-    python tests/golden/make_encoder_golden.py FOLDER_OF_THE_MODEL
+    python tests/golden/make_encoder_golden.py [--out FOLDER] FOLDER_OF_THE_MODEL
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,12 @@ TEXTS = [
 ]
 
 
-def main(folder: str) -> None:
+def main(folder: str, out: Path) -> None:
     torch.set_num_threads(1)
     model = SentenceTransformer(folder, device="cpu")
     # One text at a time: no padding, hence the reference for every padded batch.
     embeddings = np.stack([model.encode([text])[0] for text in TEXTS]).astype(np.float32)
-    target = Path(__file__).with_name("encoder_minilm.npz")
+    target = out / "encoder_minilm.npz"
     np.savez_compressed(
         target,
         texts=np.array(TEXTS),
@@ -72,4 +72,7 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("folder")
+    main(**vars(parser.parse_args()))

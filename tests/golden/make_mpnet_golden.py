@@ -2,7 +2,7 @@
 
 Needs torch, transformers and sentence_transformers, which the package itself does not:
 
-    python tests/golden/make_mpnet_golden.py
+    python tests/golden/make_mpnet_golden.py [--out FOLDER]
 
 The file holds the JSON files of the encoder's folder, its weights (float16 values, so that float32
 holds them exactly), texts with their token ids, hidden states and embeddings, and the bucket of
@@ -12,6 +12,7 @@ can hide. Weights are large enough that attention is far from uniform and every 
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -91,7 +92,7 @@ def make_texts() -> list[str]:
 
 
 @torch.no_grad()
-def main() -> None:
+def main(out: Path) -> None:
     torch.set_num_threads(1)
     texts = make_texts()
     with tempfile.TemporaryDirectory() as base, tempfile.TemporaryDirectory() as folder:
@@ -121,7 +122,7 @@ def main() -> None:
         token_ids.append(inputs["input_ids"][0].numpy())
         hidden.append(model[0].auto_model(**inputs).last_hidden_state[0].numpy())
     np.testing.assert_allclose(model.encode(texts), embeddings, atol=1e-5)
-    target = Path(__file__).with_name("encoder_mpnet.npz")
+    target = out / "encoder_mpnet.npz"
     np.savez_compressed(
         target,
         files=np.array(json.dumps(files)),
@@ -144,4 +145,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    main(parser.parse_args().out)

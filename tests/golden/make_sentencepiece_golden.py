@@ -2,7 +2,7 @@
 
 Needs the sentencepiece package, which mop-jax itself does not:
 
-    python tests/golden/make_sentencepiece_golden.py
+    python tests/golden/make_sentencepiece_golden.py [--out FOLDER]
 
 BPE models with byte fallback are trained on the texts below: one as Gemma's, with pieces for runs
 of blanks and newlines that users defined; one as Llama 2's, with a blank before each text.
@@ -10,6 +10,7 @@ of blanks and newlines that users defined; one as Llama 2's, with a blank before
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from pathlib import Path
@@ -75,6 +76,8 @@ def make(prefix: bool) -> dict:
 
 
 if __name__ == "__main__":
-    path = Path(__file__).with_name("sentencepiece.json")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    path = parser.parse_args().out / "sentencepiece.json"
     path.write_text(json.dumps([make(False), make(True)], ensure_ascii=False), encoding="utf-8")
     print(path.name, path.stat().st_size)

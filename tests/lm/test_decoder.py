@@ -1,4 +1,4 @@
-"""The decoder against torch's logits: whole, padded, cached in pieces, token by token."""
+"""The decoder against torch: whole, padded, cached in pieces, split as in scoring and sampling."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.config import DecoderConfig, RopeScaling
 from mop_jax.lm.decoder import KVCache, empty_cache, rotary_frequencies
 from mop_jax.lm.families import parse_config
@@ -107,15 +108,70 @@ def test_rows_of_a_ragged_cache_are_continued_by_number(case, lm):
         np.testing.assert_allclose(found[place], expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["biased_untied", "llama3_rope"])
-def test_greedy_decoding_follows_torch_token_by_token(golden, golden_lm, name):
-    case = golden(name)
+def split_points(case) -> list[tuple[int, int]]:
+    """Where the first row is cut: one first segment with two different second ones, and others."""
+    length = int(case.lengths[0])
+    first = length // 3
+    return [(first, 2 * first), (first, 2 * first + 2), (2, length - 3), (0, 1)]
+
+
+def unmet(case) -> list[int]:
+    """An end token that the continuation does not hold."""
+    return [next(i for i in range(101) if i not in case.greedy)]
+
+
+def test_split_scores_equal_torch(case, lm):
+    """Prefixes of two segments, longer than the window, pooled; suffixes after them; on a grid."""
+    row, length = case.token_ids[0].tolist(), int(case.lengths[0])
+    cuts = split_points(case)
+    assert any(lm.config.sliding_layers) == bool(lm.config.sliding_window)
+    # Windows that end inside the prefix, straddle the cut, and lie within the suffix.
+    assert (lm.config.sliding_window or 0) < 2 * (length // 3) - 1
+    prefixes = [[row[:a], row[a:b]] for a, b in cuts]
+    tails = [Continuation(tuple(row[b : b + 1]), tuple(row[b + 1 : length])) for _, b in cuts]
+    order = [2, 0, 3, 1]
+    pairs = np.asarray([(i, i) for i in order])
+    grid = TemperatureGrid(0.25, (5, 4, 3))
+    found = np.full((len(order), len(grid.multiples)), np.nan)
+
+    def store(indices, scores):
+        found[indices] = scores
+
+    lm.score_pairs(prefixes, tails, pairs, grid=grid, on_scores=store)
+    for place, i in enumerate(order):
+        start = cuts[i][1] + 1
+        logits = case.logits[0, start - 1 : length - 1].astype(np.float64)
+        for g, temperature in enumerate(grid.temperatures):
+            scaled = logits / temperature
+            log_probs = scaled - np.logaddexp.reduce(scaled, axis=-1, keepdims=True)
+            expected = log_probs[np.arange(length - start), row[start:length]].sum()
+            assert abs(found[place, g] - expected) < TOLERANCE * (length - start)
+
+
+def test_greedy_decoding_follows_torch_token_by_token(case, lm):
     prompt = case.token_ids[0, : case.lengths[0]].tolist()
-    drawn = golden_lm(name).generate(
-        [prompt], temperature=0, max_new_tokens=len(case.greedy), end_ids=[1]
+    drawn = lm.generate(
+        [prompt], temperature=0, max_new_tokens=len(case.greedy), end_ids=unmet(case)
     )
-    assert len(set(case.greedy)) > 5
+    assert len(set(case.greedy)) >= 4
     assert drawn.token_ids == [case.greedy]
+
+
+def test_greedy_decoding_on_shared_prefixes_follows_torch(case, lm):
+    """The same continuation wherever the prompt is cut, all cuts in one batch."""
+    row = case.token_ids[0, : case.lengths[0]].tolist()
+    cuts = split_points(case)
+    drawn = lm.sample_pairs(
+        [[row[:a], row[a:b]] for a, b in cuts],
+        [row[b:] for _, b in cuts],
+        np.asarray([(i, i) for i in range(len(cuts))]),
+        seed=0,
+        temperature=np.zeros(len(cuts)),
+        sample_ids=np.arange(len(cuts)),
+        end_ids=unmet(case),
+        max_new_tokens=len(case.greedy),
+    )
+    assert drawn.token_ids == [case.greedy] * len(cuts)
 
 
 def test_slots_beyond_a_caches_lengths_are_not_seen(golden, golden_lm):
@@ -140,19 +196,52 @@ def test_older_spelling_of_the_rotary_settings(golden, write_checkpoint, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "field"),
+    ("name", "path", "value"),
     [
-        ("gqa_tied", "rms_norm_eps"),
-        ("biased_untied", "rope_theta"),
-        ("llama3_rope", "factor"),
-        ("linear_rope", "factor"),
+        ("gqa_tied", "rms_norm_eps", 2e-2),
+        ("gpt2", "layer_norm_epsilon", 2e-2),
+        ("biased_untied", "rope_parameters.rope_theta", 10_500.0),
+        ("llama3_rope", "rope_parameters.factor", 8.4),
+        ("llama3_rope", "rope_parameters.low_freq_factor", 1.1),
+        ("llama3_rope", "rope_parameters.high_freq_factor", 4.4),
+        ("llama3_rope", "rope_parameters.original_max_position_embeddings", 17),
+        ("linear_rope", "rope_parameters.factor", 3.15),
+        ("mistral", "sliding_window", 8),
+        ("mistral", "sliding_window", None),
+        ("qwen2", "sliding_window", 6),
+        ("qwen3", "sliding_window", 6),
+        ("gemma2", "sliding_window", 6),
+        ("gemma2", "query_pre_attn_scalar", 12),
+        ("gemma2", "attn_logit_softcapping", 3.2),
+        ("gemma2", "final_logit_softcapping", 7.3),
+        ("gemma3", "sliding_window", 7),
+        ("gemma3", "query_pre_attn_scalar", 12),
+        ("gemma3", "final_logit_softcapping", 9.4),
+        ("gemma3", "rope_parameters.sliding_attention.rope_theta", 53.0),
+        ("gemma3", "rope_parameters.full_attention.rope_theta", 950.0),
+        ("gemma3", "rope_parameters.full_attention.factor", 2.1),
     ],
 )
-def test_constants_reach_the_logits(golden, write_checkpoint, name, field):
+def test_constants_reach_the_logits(golden, write_checkpoint, name, path, value):
     """Guards the golden cases themselves: a setting that is ignored would show in them."""
     case = golden(name)
-    place = case.config if field == "rms_norm_eps" else case.config["rope_parameters"]
-    place[field] *= 1.05 if field != "rms_norm_eps" else 20
+    *parents, field = path.split(".")
+    place = case.config
+    for parent in parents:
+        place = place[parent]
+    assert place[field] != value
+    place[field] = value
+    changed = FlaxLM.from_pretrained(write_checkpoint(case.config, case.weights))
+    found = np.asarray(changed.logits(case.token_ids, case.lengths))
+    assert abs(found - case.logits)[case.real].max() > 20 * TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma2", "gemma3"])
+def test_which_layers_slide_reaches_the_logits(golden, write_checkpoint, name):
+    case = golden(name)
+    types = case.config["layer_types"]
+    assert set(types) == {"sliding_attention", "full_attention"}
+    case.config["layer_types"] = types[::-1] if name != "gemma3" else [*types[1:], types[0]]
     changed = FlaxLM.from_pretrained(write_checkpoint(case.config, case.weights))
     found = np.asarray(changed.logits(case.token_ids, case.lengths))
     assert abs(found - case.logits)[case.real].max() > 20 * TOLERANCE

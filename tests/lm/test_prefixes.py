@@ -57,6 +57,14 @@ def test_a_shared_persona_is_run_once(tiny_lm, monkeypatch):
     assert sorted(seen) == sorted(expected)
 
 
+def test_empty_segments_leave_no_trace(tiny_lm):
+    prefixes = [((), (5, 6)), ((5, 6), ()), ((5, 6),), ((),)]
+    ((pool, _),) = prefix_pools(tiny_lm.decoder, prefixes, np.arange(4), 1e9)
+    assert pool.row_of[0] == pool.row_of[1] == pool.row_of[2] != pool.row_of[3]
+    assert pool.cache.lengths[pool.row_of[0]] == 2
+    assert pool.cache.lengths[pool.row_of[3]] == 0
+
+
 def full_device(monkeypatch, most_rows):
     """Lets pools of more rows fail as on a full device; gives the sizes that were tried."""
     real, tried = prefix_module.empty_cache, []
