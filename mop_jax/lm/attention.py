@@ -187,7 +187,11 @@ def attend(
     num_kv_heads = new[0].shape[2]
     group = num_heads // num_kv_heads
     keys, values = (jnp.concatenate([c.astype(n.dtype), n], axis=1) for c, n in zip(cached, new))
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, length, num_kv_heads, group * width)
+    q = (
+        (q.astype(jnp.float32) * scale)
+        .astype(q.dtype)
+        .reshape(batch, length, num_kv_heads, group * width)
+    )
     q = q.transpose(0, 2, 1, 3).reshape(batch, num_kv_heads, length * group, width)
     scores = jnp.einsum("bkne,bske->bkns", q, keys, preferred_element_type=jnp.float32)
     scores = softcap(scores, cap).reshape(batch, num_kv_heads, length, group, -1)
@@ -212,7 +216,7 @@ def attend_one(
     batch, _, num_heads, width = q.shape
     keys, values = (c.astype(n.dtype) for c, n in zip(cached, new))
     num_kv_heads, allowed = keys.shape[2], mask[:, 0, None, None]
-    q = (q * jnp.asarray(scale, q.dtype)).reshape(batch, num_kv_heads, -1, width)
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(batch, num_kv_heads, -1, width)
     before = jnp.einsum("bkge,bske->bkgs", q, keys, preferred_element_type=jnp.float32)
     itself = jnp.einsum("bkge,bske->bkgs", q, new[0], preferred_element_type=jnp.float32)
     before = jnp.where(allowed[..., :-1], softcap(before, cap), MASKED)

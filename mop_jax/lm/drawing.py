@@ -83,7 +83,7 @@ def truncate(log_probs: Array, truncation: Truncation) -> Array:
 def draw_tokens(
     keys: Array, logits: Array, temperature: Array, truncation: Truncation
 ) -> tuple[Array, Array]:
-    """Draws one token a row, the one that `jax.random.categorical` draws with the row's key.
+    """Draws one token a row, as `jax.random.categorical` does with the row's key and `mode="high"`.
 
     Args:
         keys: [B] typed keys.
@@ -100,7 +100,9 @@ def draw_tokens(
     kept = log_probs
     if any(rule is not None for rule in truncation):
         kept = truncate(log_probs, truncation)
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
+    # The default, of 23 random bits, never draws tokens less likely than about 1e-7, of which a
+    # large vocabulary has many: one in a thousand of SmolLM2's tokens at temperature 1.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], mode="high"))(keys)
     token = first_largest(jnp.where(greedy, logits, noise + kept))
     return token, jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -225,9 +226,12 @@ class FlaxLM:
         """Scores continuations after shared prefixes; see `mop_jax.lm.scoring.Scorer.score`.
 
         Raises:
-            DataError: for a pair beyond the context window, before anything is scored.
+            DataError: for a pair beyond the context window, an empty request or an id beyond the
+                vocabulary, before anything is scored.
             FaultError: if a log-probability is not finite.
         """
+        self._check_ids(prefixes, [c.request for c in continuations])
+        self._check_ids((), [c.response for c in continuations if c.response])
         if len(pairs):
             before = np.asarray([sum(map(len, prefix)) for prefix in prefixes])
             after = np.asarray([len(c.request) + len(c.response) for c in continuations])
@@ -261,8 +265,10 @@ class FlaxLM:
         Samples that are skipped come back empty.
 
         Raises:
-            DataError: if prompt and response do not fit into the context window.
+            DataError: if prompt and response do not fit into the context window, or for an empty
+                request or an id beyond the vocabulary.
         """
+        self._check_ids(prefixes, requests)
         for prefix, request in pairs:
             prompt = sum(len(s) for s in prefixes[prefix]) + len(requests[request])
             self.check_length(prompt + max_new_tokens, f"Request {request}")
@@ -358,6 +364,20 @@ class FlaxLM:
                 f"{what} takes {num_tokens} tokens with its prompt; the language model's context "
                 f"window holds {self.config.max_position}."
             )
+
+    def _check_ids(
+        self, prefixes: Sequence[Sequence[TokenIds]], requests: Sequence[TokenIds]
+    ) -> None:
+        for i, request in enumerate(requests):
+            if not len(request):
+                raise DataError(
+                    f"Request {i} is empty; it needs at least one token, after which the response "
+                    "begins."
+                )
+        given = itertools.chain(*(itertools.chain(*prefix) for prefix in prefixes), *requests)
+        ids = np.fromiter(given, np.int64)
+        if len(ids) and not 0 <= ids.min() <= ids.max() < self.config.vocab_size:
+            raise DataError(f"Token ids must be from 0 to {self.config.vocab_size - 1}.")
 
     def _ids(self, text: str | TokenIds) -> tuple[int, ...]:
         if not isinstance(text, str):

@@ -96,7 +96,8 @@ def _waste(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> fl
 def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> list[ChunkShape]:
     shapes, shorter = [], 0
     for length in padded:
-        inside = [n for n in lengths if shorter < n <= length]
+        # A sample of the lengths may have none of this size.
+        inside = [n for n in lengths if shorter < n <= length] or [length]
         # Room for as many of the shortest as fill the tokens, and one to fill the rest.
         num_rows = min(len(lengths), num_tokens // min(inside) + 1)
         shapes.append(ChunkShape(length, num_rows, num_tokens))

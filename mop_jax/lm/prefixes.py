@@ -16,6 +16,7 @@ from jax import Array
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
+from mop_jax.errors import FaultError
 from mop_jax.lm.attention import KVCache, empty_cache
 from mop_jax.lm.base import TokenIds
 from mop_jax.lm.decoder import Decoder
@@ -232,8 +233,14 @@ def prefix_pools(
             pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size, mesh)
             jax.block_until_ready(pool.cache)
         except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error) or len(group) == 1:
+            if not is_out_of_memory(error):
                 raise
+            if len(group) == 1 and num_rows <= len(paths[group[0]]) + 1:
+                raise FaultError(
+                    f"The device's memory does not hold a single prefix of {longest_of(paths)} "
+                    "tokens beside the model; use a larger device, more devices along the mesh's "
+                    "`model` axis, or shorter prompts."
+                ) from error
             memory = num_rows * row_bytes / 2
             rest = {i: paths[i] for g in (group, *groups) for i in g}
             groups, num_rows = _groups(rest, row_bytes, memory)
@@ -244,6 +251,7 @@ def prefix_pools(
             )
             continue
         yield pool, members
+        del pool
 
 
 def plan_pools(
@@ -261,8 +269,7 @@ def plan_pools(
 
 def _row_size(decoder: Decoder, paths: dict[int, tuple], mesh: Mesh | None) -> tuple[int, int]:
     """Slots and bytes of a pool's row, long enough for every path."""
-    longest = max((sum(map(len, path)) for path in paths.values()), default=0)
-    size = -(-longest // _SLOT_STEP) * _SLOT_STEP
+    size = -(-longest_of(paths) // _SLOT_STEP) * _SLOT_STEP
     model = 1 if mesh is None else mesh.shape[MODEL]
     return size, max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype, model))
 
@@ -286,6 +293,11 @@ def _groups(
     # Rounded up, so that shapes repeat from one piece of work to the next, but within the budget.
     needed = max(counts, default=1)
     return groups, min(-(-needed // 16) * 16, max(needed, int(memory // row_bytes)))
+
+
+def longest_of(paths: dict[int, tuple]) -> int:
+    """Tokens of the longest path."""
+    return max((sum(map(len, path)) for path in paths.values()), default=0)
 
 
 def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:

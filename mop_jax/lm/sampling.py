@@ -315,6 +315,8 @@ def sample_pairs(
             work.run_until_free(len(batch))
             tokens, lengths = pad([requests[pairs[i, 1]] for i in batch], longest, work.num_refill)
             work.refill(pool, tokens, lengths, batch, [int(pairs[i, 0]) for i in batch])
+        # Gone before the next one is made: the budget is for one.
+        del pool
     work.run_until_free(work.num_slots)
     return drawn._replace(slot_steps=work.slot_steps)
 

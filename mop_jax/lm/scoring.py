@@ -205,6 +205,8 @@ class Scorer:
             self._decoder, prefixes, pairs[:, 0], self._memory, skip, self._mesh
         ):
             self._score_pool(work, pool, members, on_scores, skip)
+            # Gone before the next one is made: the budget is for one.
+            del pool
 
     def padding_share(
         self,
@@ -226,13 +228,14 @@ class Scorer:
         return 1.0 - real / run
 
     def _score_pool(self, work: _Work, pool: PrefixPool, members, on_scores, skip) -> None:
-        done: set[int] = set()
+        done = np.zeros(len(work.lengths), bool)
         while True:
-            left = [i for i in members if i not in done]
+            # Whatever its size, a call's pairs depend on the whole work alone, not on what is done.
+            finished = done if skip is None else done | skip
             try:
-                for call in self._run_ahead(work, pool, left, skip):
-                    self._report(call, on_scores)
-                    done.update(call.members)
+                for call in self._run_ahead(work, pool, members, finished):
+                    self._report(call, on_scores, done)
+                    done[call.members] = True
                 return
             except jax.errors.JaxRuntimeError as error:
                 if not is_out_of_memory(error):
@@ -256,14 +259,14 @@ class Scorer:
             stacklevel=2,
         )
 
-    def _run_ahead(self, work: _Work, pool: PrefixPool, members, skip) -> Iterator[_Call]:
+    def _run_ahead(self, work: _Work, pool: PrefixPool, members, finished) -> Iterator[_Call]:
         """Runs calls, a few ahead of the one that is yielded; its scores are on the host."""
         under_way: deque[_Call] = deque()
         shapes = chunk_shapes(work.lengths, self._tokens)
         chunks = plan_chunks([work.lengths[i] for i in members], shapes)
         for chunk_call in plan_calls(chunks, self._chunks * num_lanes(self._mesh)):
             pairs = [members[i] for chunk in chunk_call for i in chunk.members]
-            if skip is not None and skip[pairs].all():
+            if finished[pairs].all():
                 continue
             under_way.append(self._start(work, pool, chunk_call, members))
             if len(under_way) == _CALLS_AHEAD:
@@ -340,7 +343,7 @@ class Scorer:
         )
         return inputs, _filled(owners, room, -1)
 
-    def _report(self, call: _Call, on_scores: OnScores) -> None:
+    def _report(self, call: _Call, on_scores: OnScores, done: np.ndarray) -> None:
         members = np.asarray(call.members)
         order = np.argsort(members)
         totals = np.zeros((len(members), len(self._grid.multiples)))
@@ -350,7 +353,9 @@ class Scorer:
         finite = np.isfinite(totals).all(axis=1)
         if not finite.all():
             raise NotFiniteError(int(members[~finite][0]))
-        on_scores(members, totals)
+        fresh = ~done[members]
+        if fresh.any():
+            on_scores(members[fresh], totals[fresh])
 
 
 class _Work:
@@ -362,8 +367,8 @@ class _Work:
         self.lengths = [each[int(c)] for c in pairs[:, 1]]
 
     def max_chunks(self, shape) -> int:
-        """Chunks that all pairs together could fill."""
-        return -(-sum(self.lengths) // shape.num_tokens) + 1
+        """Chunks that all pairs together could fill: on average each is more than half full."""
+        return 2 * -(-sum(self.lengths) // shape.num_tokens) + 1
 
 
 def _fetched(call: _Call) -> _Call:

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from mop_jax.errors import FaultError
 from mop_jax.lm import prefixes as prefix_module
 from mop_jax.lm.memory import kv_bytes_per_token
 from mop_jax.lm.prefixes import prefix_pools
@@ -93,6 +94,6 @@ def test_a_device_too_small_for_one_prefix_is_an_error(tiny_lm, monkeypatch):
     full_device(monkeypatch, 0)
     with (
         pytest.warns(UserWarning, match="going on with"),
-        pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"),
+        pytest.raises(FaultError, match="does not hold a single prefix of 1 tokens"),
     ):
         list(prefix_pools(tiny_lm.decoder, [((5,),), ((6,),)], np.arange(2), 1e9))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -210,6 +212,35 @@ def test_pairs_beyond_the_context_window_are_refused_before_scoring(tiny_lm):
         )
 
 
+def test_empty_requests_and_foreign_ids_are_refused_before_scoring(tiny_lm):
+    size = tiny_lm.config.vocab_size
+    for prefixes, tail, message in (
+        ([((5,),)], Continuation((), (4,)), "Request 0 is empty"),
+        ([((5,), (size,))], Continuation((6,), (4,)), f"from 0 to {size - 1}"),
+        ([((5,),)], Continuation((6, -1), (4,)), f"from 0 to {size - 1}"),
+        ([((5,),)], Continuation((6,), (4, size)), f"from 0 to {size - 1}"),
+    ):
+        with pytest.raises(DataError, match=message):
+            score(tiny_lm, (prefixes, [tail], np.zeros((1, 2), int)))
+
+
+def test_one_pool_is_held_at_a_time(tiny_lm, random_work, monkeypatch):
+    """The budget is for one: the last pool is gone when the next is made."""
+    pools, alive = [], []
+
+    class Watched(prefix_module.PrefixPool):
+        def __init__(self, *arguments):
+            gc.collect()
+            alive.append(sum(pool() is not None for pool in pools))
+            super().__init__(*arguments)
+            pools.append(weakref.ref(self))
+
+    monkeypatch.setattr(prefix_module, "PrefixPool", Watched)
+    score(tiny_lm, random_work(14), memory=50_000.0)
+    assert len(alive) > 2
+    assert set(alive) == {0}
+
+
 def test_a_grid_without_unit_temperature_has_no_index_of_it():
     assert TemperatureGrid().temperatures[TemperatureGrid().unit_index] == 1
     with pytest.raises(DataError, match=r"must be 1 / step = 3\.33"):
@@ -227,7 +258,7 @@ def cache_sizes():
 
 
 def test_compilations_are_few_and_not_repeated(make_tiny_lm, random_work):
-    lm = make_tiny_lm(vocab_size=101 * 7)  # shapes that no other test compiles
+    lm = make_tiny_lm(vocab_size=101 * 61)  # shapes that no other test compiles
     work = random_work(5, num_pairs=150, num_trees=12, longest=(60, 70))
     lengths = {len(t.request + t.response) for t in work[1]}
     assert len(lengths) > 30

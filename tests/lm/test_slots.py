@@ -62,7 +62,7 @@ def expected(lm, work):
             logits = lm.logits(ids, np.asarray([length]))[0, length - 1]
             tempered = jax.nn.log_softmax(logits / (heat or 1.0))
             kept = np.where(kept_by_numpy(tempered, *rule), tempered, -np.inf)
-            luck = jax.random.categorical(jax.random.fold_in(key, len(drawn)), kept)
+            luck = jax.random.categorical(jax.random.fold_in(key, len(drawn)), kept, mode="high")
             drawn.append(int(luck if heat else np.argmax(logits)))
             log_probs.append(float(tempered[drawn[-1]]))
         return drawn, log_probs
