@@ -97,3 +97,13 @@ def test_padding_stands_behind_and_in_empty_rows():
     np.testing.assert_array_equal(tokens, [[3, 4, 5, 0], [6, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(lengths, [3, 1, 0])
     assert tokens.dtype == lengths.dtype == np.int32
+
+
+def test_one_long_sequence_among_many():
+    """The sample on which sizes are tried has none of its length."""
+    lengths = np.random.default_rng(0).integers(20, 76, 12_808).tolist()
+    for longest in (400, 1_500):
+        work = [*lengths, longest]
+        chunks = list(plan_chunks(work, chunk_shapes(work, 512)))
+        assert sorted(i for chunk in chunks for i in chunk.members) == list(range(len(work)))
+        assert max(chunk.shape.length for chunk in chunks) >= longest
