@@ -72,10 +72,10 @@ def parameter_spec(
     Example:
         >>> from mop_jax.lm.config import DecoderConfig
         >>> config = DecoderConfig(101, 24, 36, 3, 4, 2, 6, 211, 1e-5, 700.0)
-        >>> parameter_spec("layers.mlp.up_proj.kernel", (3, 24, 36), config, 4)
-        PartitionSpec(None, None, 'model')
-        >>> parameter_spec("layers.self_attn.k_proj.kernel", (3, 24, 12), config, 4)
-        PartitionSpec()
+        >>> tuple(parameter_spec("layers.mlp.up_proj.kernel", (3, 24, 36), config, 4))
+        (None, None, 'model')
+        >>> tuple(parameter_spec("layers.self_attn.k_proj.kernel", (3, 24, 12), config, 4))
+        ()
     """
     rules = [rule for pattern, *rule in RULES if re.fullmatch(pattern, name)]
     if not rules:

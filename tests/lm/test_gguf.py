@@ -239,6 +239,9 @@ def test_rotary_factors_are_those_of_the_configuration(golden, write_checkpoint,
 def test_gemma_3(golden, write_checkpoint, tmp_path):
     """Norm scales with their one added, two rotary bases, five layers in six that slide."""
     case = golden("gemma3")
+    # The golden checkpoint switches on more than a file of llama.cpp's can say.
+    case.weights = {k: v for k, v in case.weights.items() if not k.endswith(".bias")}
+    case.config |= {"attention_bias": False, "final_logit_softcapping": None}
     names = {
         **LAYER_NAMES,
         "post_attention_layernorm": "post_attention_norm",

@@ -183,8 +183,8 @@ def test_refills_compile_nothing(lm, work, slots, monkeypatch):
     monkeypatch.setattr(sampling, "advance", lambda *args: runs.append(1) or advance(*args))
     draw(lm, work, max_new_tokens=10)  # a shape of this test's own
     first = len(traces)
-    assert len(refills) > 8
-    assert len(runs) > 8
+    assert len(refills) >= 6
+    assert len(runs) >= 6
     assert 1 <= first <= 2
     draw(lm, (work[0], work[1] + 0.2, work[2] + 1), max_new_tokens=10, seed=8)
     assert len(traces) == first
