@@ -58,13 +58,14 @@ def test_a_full_disk_while_scoring(mop, copy_of_run, finished_run, monkeypatch):
     undo(copy_of_run, "score")
     (path,) = copy_of_run.glob("likelihoods/*/scores.bin")
     path.unlink()
-    append, calls = LikelihoodStore.append, iter(range(1000))
+    append = LikelihoodStore.append
 
     def until_full(self, keys, scores):
-        if next(calls) == 2:
-            self._handle.close()
-            self._handle = open("/dev/full", "ab")  # noqa: SIM115
-        append(self, keys, scores)
+        half = len(keys) // 2
+        append(self, keys[:half], scores[:half])
+        self._handle.close()
+        self._handle = open("/dev/full", "ab")  # noqa: SIM115
+        append(self, keys[half:], scores[half:])
 
     with monkeypatch.context() as patch:
         patch.setattr(LikelihoodStore, "append", until_full)
