@@ -27,6 +27,7 @@ from mop_jax.lm.attention import (
     Context,
     KVCache,
     Packing,
+    attention_bias,
     empty_cache,
     extension_mask,
     pack,
@@ -67,14 +68,14 @@ class DecoderLayer(nnx.Module):
         self,
         x_nd: Array,
         cached: tuple[Array, Array],
-        mask: Array,
+        bias: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
         inputs: tuple[Weights | None, Weights | None] = (None, None),
     ) -> tuple[Array, tuple[Array, Array]]:
         """See `Attention.__call__` for the arguments."""
         update, new = self.self_attn(
-            self.input_layernorm(x_nd), cached, mask, rotation, packing, inputs[0]
+            self.input_layernorm(x_nd), cached, bias, rotation, packing, inputs[0]
         )
         if not self.post_norms:
             x_nd = x_nd + update
@@ -140,7 +141,7 @@ class Decoder(nnx.Module):
             keys and values as a cache of B rows and T slots (the prefix is not copied into it).
         """
         context = self._context(cache, tokens_bt.shape[1], lengths_b, rows_b, packed)
-        x_nd = self._embed(cache, tokens_bt, context)
+        x_nd = self._embed(tokens_bt, context)
 
         def run_layer(x_nd, layer):
             module, index, slides = self._layer(layer)
@@ -207,32 +208,31 @@ class Decoder(nnx.Module):
 
     def _start(self, cache, tokens_bt, lengths_b, rows_b, packed):
         context = self._context(cache, tokens_bt.shape[1], lengths_b, rows_b, packed)
-        return context, self._embed(cache, tokens_bt, context)
+        return context, self._embed(tokens_bt, context)
 
     def _context(self, cache, length, lengths_b, rows_b, packed) -> Context:
         config = self.config
         offsets = cache.lengths if rows_b is None else cache.lengths[rows_b]
         positions_bt = offsets[:, None] + jnp.arange(length)
-        num_cached = cache.keys.shape[2]
+        num_cached = cache.size
         mask = extension_mask(offsets, lengths_b, num_cached, length)
-        rotation = None if config.learned_positions else rotary(config, positions_bt)
-        local_mask = local_rotation = None
-        if any(config.sliding_layers):
-            local_mask = mask & within_window(positions_bt, num_cached, config.sliding_window or 0)
-            local_rotation = rotary(config, positions_bt, local=True)
         packing = None if packed is None else pack(lengths_b, length, packed)
-        return Context(rows_b, mask, rotation, local_mask, local_rotation, packing)
+        positions_n = _packed(positions_bt, packing)
+        rotation = None if config.learned_positions else rotary(config, positions_n)
+        group = config.num_heads // config.num_kv_heads
+        local_bias = local_rotation = None
+        if any(config.sliding_layers):
+            near = within_window(positions_bt, num_cached, config.sliding_window or 0)
+            local_bias = attention_bias(mask & near, group)
+            local_rotation = rotary(config, positions_n, local=True)
+        bias = attention_bias(mask, group)
+        return Context(rows_b, positions_n, bias, rotation, local_bias, local_rotation, packing)
 
-    def _embed(self, cache: KVCache, tokens_bt: Array, context: Context) -> Array:
-        config, tokens = self.config, tokens_bt.reshape(-1)
-        # No gather where nothing is packed: on a mesh it would collect all devices' tokens.
-        slots = slice(None) if context.packing is None else context.packing.slots
-        x_nd = self.embed_tokens.embedding[...][tokens[slots]]
-        x_nd = x_nd * jnp.asarray(config.embedding_scale, x_nd.dtype)
-        if config.learned_positions:
-            offsets = cache.lengths if context.rows is None else cache.lengths[context.rows]
-            positions = (offsets[:, None] + jnp.arange(tokens_bt.shape[1])).reshape(-1)
-            x_nd = x_nd + self.embed_positions.embedding[...][positions[slots]]
+    def _embed(self, tokens_bt: Array, context: Context) -> Array:
+        x_nd = self.embed_tokens.embedding[...][_packed(tokens_bt, context.packing)]
+        x_nd = x_nd * jnp.asarray(self.config.embedding_scale, x_nd.dtype)
+        if self.config.learned_positions:
+            x_nd = x_nd + self.embed_positions.embedding[...][context.positions]
         return x_nd
 
     def _unpack(self, x_nd: Array, shape: tuple[int, ...], context: Context) -> Array:
@@ -253,9 +253,16 @@ class Decoder(nnx.Module):
         # The cache is indexed here rather than scanned over: scanning would copy every row of a
         # pool, layer by layer, where the batch needs a few.
         at = (index,) if context.rows is None else (index, context.rows)
-        mask, rotation = context.mask, context.rotation
-        if context.local_mask is not None:
-            local = (context.local_mask, context.local_rotation)
-            mask, rotation = jax.tree.map(partial(jnp.where, slides), local, (mask, rotation))
+        bias, rotation = context.bias, context.rotation
+        if context.local_bias is not None:
+            local = (context.local_bias, context.local_rotation)
+            bias, rotation = jax.tree.map(partial(jnp.where, slides), local, (bias, rotation))
         cached = (cache.keys[at], cache.values[at])
-        return module(x_nd, cached, mask, rotation, context.packing, inputs)
+        return module(x_nd, cached, bias, rotation, context.packing, inputs)
+
+
+def _packed(x_bt: Array, packing: Packing | None) -> Array:
+    """Numbers [B, T] of a batch's tokens as they are packed, [N]."""
+    x_n = x_bt.reshape(-1)
+    # No gather where nothing is packed: on a mesh it would collect all devices' tokens.
+    return x_n if packing is None else x_n[packing.slots]

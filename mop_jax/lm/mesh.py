@@ -115,7 +115,7 @@ def cache_sharding(
         return None
     rows = DATA if rows_over_data else None
     heads = MODEL if config.num_kv_heads % mesh.shape[MODEL] == 0 else None
-    tokens: Any = NamedSharding(mesh, PartitionSpec(None, rows, None, heads, None))
+    tokens: Any = NamedSharding(mesh, PartitionSpec(None, rows, heads, None, None))
     lengths: Any = NamedSharding(mesh, PartitionSpec(rows))
     return KVCache(tokens, tokens, lengths)
 

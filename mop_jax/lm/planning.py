@@ -19,12 +19,12 @@ from mop_jax.lm.base import TokenIds
 
 # Tokens of a chunk. Measured on two CPU cores: more leave the processor's cache, fewer do not keep
 # it busy; accelerators want many.
-TOKENS_PER_CHUNK = {"cpu": 512}
+TOKENS_PER_CHUNK = {"cpu": 1_024}
 TOKENS_PER_CHUNK_ACCELERATOR = 16_384
 # Chunks in one call: on a CPU a layer's weights are fetched (and copied) once for all of them.
 CHUNKS_PER_CALL = {"cpu": 4}
 CHUNKS_PER_CALL_ACCELERATOR = 1
-MAX_LENGTHS = 4
+MAX_LENGTHS = 5
 # Totals of small workloads are rounded up to this, so that they need not fill a whole chunk.
 _TOKEN_STEP = 64
 # Sizes of a chunk that are tried, in relation to the budget, the nearest first.
@@ -75,22 +75,26 @@ def chunk_shapes(
     padded = choose_lengths(lengths, max_lengths, step)
     if budget < total:
         # Every so many-th length stands for all: the same for equal workloads.
-        sample = np.sort(lengths)[:: -(-len(lengths) // _SAMPLE)].tolist()
+        every = -(-len(lengths) // _SAMPLE)
+        sample = np.sort(lengths)[::every].tolist()
         # The budget is what suits the machine: leaving it must gain something.
         total = min(
             (round(budget * share / 16) * 16 for share in _SHARES),
-            key=lambda tokens: _waste(sample, padded, tokens) + abs(tokens / budget - 1) / 16,
+            key=lambda tokens: (
+                _waste(sample, padded, tokens, every == 1) + abs(tokens / budget - 1) / 16
+            ),
         )
     return _shapes(lengths, padded, max(total, padded[-1]))
 
 
-def _waste(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> float:
-    """Share of padding in chunks of about `num_tokens`."""
+def _waste(lengths: Sequence[int], padded: Sequence[int], num_tokens: int, whole: bool) -> float:
+    """Share of padding in chunks of about `num_tokens`; `whole` if these are all sequences."""
     chunks = list(plan_chunks(lengths, _shapes(lengths, padded, max(num_tokens, padded[-1]))))
-    # The last chunk is not full in a sample, and no loss in the whole.
-    full = chunks[:-1] or chunks
-    real = sum(lengths[i] for chunk in full for i in chunk.members)
-    return 1.0 - real / sum(chunk.shape.num_tokens for chunk in full)
+    if not whole:
+        # The last chunk is not full in a sample, and no loss in the whole.
+        chunks = chunks[:-1] or chunks
+    real = sum(lengths[i] for chunk in chunks for i in chunk.members)
+    return 1.0 - real / sum(chunk.shape.num_tokens for chunk in chunks)
 
 
 def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> list[ChunkShape]:
@@ -98,8 +102,8 @@ def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> l
     for length in padded:
         # A sample of the lengths may have none of this size.
         inside = [n for n in lengths if shorter < n <= length] or [length]
-        # Room for as many of the shortest as fill the tokens, and one to fill the rest.
-        num_rows = min(len(lengths), num_tokens // min(inside) + 1)
+        # Room for as many of the shortest as fill the tokens.
+        num_rows = min(len(lengths), num_tokens // min(inside))
         shapes.append(ChunkShape(length, num_rows, num_tokens))
         shorter = length
     return shapes
@@ -147,20 +151,24 @@ def plan_calls(chunks: Iterator[Chunk], num_chunks: int) -> Iterator[list[Chunk]
 def choose_lengths(
     lengths: Sequence[int], max_lengths: int = MAX_LENGTHS, step: int = 4
 ) -> list[int]:
-    """At most `max_lengths` padded lengths, multiples of `step`, that waste the fewest tokens.
+    """At most `max_lengths` padded lengths, multiples of `step`, with the least room left over.
 
-    Exact, by dynamic programming over the distinct rounded lengths.
+    Chunks of a length T have rows for as many of its shortest sequences, of t tokens, as fill them:
+    attention runs over T / t places for each token. The sum of these is the least possible; exact,
+    by dynamic programming over the distinct rounded lengths.
     """
-    rounded = np.ceil(np.asarray(lengths) / step).astype(int) * step
-    sizes, counts = np.unique(rounded, return_counts=True)
-    total = np.concatenate([[0], np.cumsum(counts)])
-    # cost[m][i]: padded tokens of the i shortest distinct lengths in m groups.
+    each = np.asarray(lengths)
+    sizes, group = np.unique(-(-each // step) * step, return_inverse=True)
+    shortest = np.full(len(sizes), each.max())
+    np.minimum.at(shortest, group, each)
+    total = np.concatenate([[0], np.cumsum(np.bincount(group, each))])
+    # cost[m][i]: places of the i shortest distinct lengths in m groups.
     cost = np.full((max_lengths + 1, len(sizes) + 1), np.inf)
     cost[0, 0] = 0.0
     split = np.zeros(cost.shape, int)
     for m in range(1, max_lengths + 1):
         for i in range(1, len(sizes) + 1):
-            options = cost[m - 1, :i] + sizes[i - 1] * (total[i] - total[:i])
+            options = cost[m - 1, :i] + sizes[i - 1] / shortest[:i] * (total[i] - total[:i])
             split[m, i] = int(np.argmin(options))
             cost[m, i] = options[split[m, i]]
     m, i, chosen = int(np.argmin(cost[:, -1])), len(sizes), []

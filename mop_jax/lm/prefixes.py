@@ -48,7 +48,7 @@ OUT_OF_RANGE = np.iinfo(np.int32).max
 _SLOT_STEP = 16
 
 
-@partial(jax.jit, static_argnames=("graph", "packed", "mesh"))
+@partial(jax.jit, static_argnames=("graph", "packed", "depth", "mesh"))
 def run_segments(
     graph,
     state,
@@ -58,17 +58,20 @@ def run_segments(
     parents: Array,
     *,
     packed: int,
+    depth: int,
     mesh: Mesh | None = None,
 ) -> KVCache:
-    """Whole prefixes [L, B, S, K, E]: each parent row of the pool, continued by `tokens`.
+    """Whole prefixes, rows like the pool's: each parent row of it, continued by `tokens`.
 
-    On a mesh the arguments are those of D lanes, and all lanes' prefixes [L, D · B, S, K, E] come
-    back, on every device of `data` as the pool is.
+    No parent has more than `depth` tokens.
+
+    On a mesh the arguments are those of D lanes, and all lanes' prefixes, D · B rows, come back, on
+    every device of `data` as the pool is.
     """
     decoder = nnx.merge(graph, state)
 
     def run(tokens, lengths, parents):
-        _, new = decoder.extend(pool, tokens, lengths, parents, packed=packed)
+        _, new = decoder.extend(pool.resized(depth), tokens, lengths, parents, packed=packed)
         parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
         return append(parent, new)
 
@@ -97,14 +100,14 @@ def place_rows(
 
 def append(cache: KVCache, new: KVCache) -> KVCache:
     """Puts each row's new keys and values behind those it has."""
-    batch, length = new.keys.shape[1:3]
-    steps = jnp.arange(length)
+    batch, steps = len(new.lengths), jnp.arange(new.size)
     # Padding is sent out of range, where `drop` discards it.
     slots = jnp.where(steps < new.lengths[:, None], cache.lengths[:, None] + steps, OUT_OF_RANGE)
     rows = jnp.arange(batch)[:, None]
     return KVCache(
-        cache.keys.at[:, rows, slots].set(new.keys, mode="drop"),
-        cache.values.at[:, rows, slots].set(new.values, mode="drop"),
+        # Indexed axes come first: [B, T, L, K, E].
+        cache.keys.at[:, rows, :, :, slots].set(new.keys.transpose(1, 4, 0, 2, 3), mode="drop"),
+        cache.values.at[:, rows, :, slots].set(new.values.transpose(1, 3, 0, 2, 4), mode="drop"),
         cache.lengths + new.lengths,
     )
 
@@ -124,7 +127,7 @@ class PrefixPool:
         decoder: Decoder,
         prefixes: dict[int, Sequence[TokenIds]],
         num_rows: int,
-        size: int,
+        sizes: Sequence[int],
         mesh: Mesh | None = None,
     ):
         """Runs all prefixes.
@@ -134,22 +137,24 @@ class PrefixPool:
             prefixes: each a path of segments of ids; may be empty.
             num_rows: rows of the pool, at least the number of distinct paths (their parents
                 counted) and one more; fixed by the caller so that shapes repeat.
-            size: tokens of the longest prefix, or more.
+            sizes: tokens of the longest path of no segment, of one, of two and so on, or more;
+                fixed by the caller as well.
             mesh: the decoder's; every device along `data` has the whole pool.
         """
         self._graph, self._state = nnx.split(decoder)
         self._mesh = mesh
         self._shardings = cache_sharding(mesh, decoder.config, rows_over_data=False)
         self.cache = made_on(
-            self._shardings, empty_cache, decoder.config, num_rows, size, decoder.dtype
+            self._shardings, empty_cache, decoder.config, num_rows, max(sizes), decoder.dtype
         )
         self._row_of_path: dict[tuple, int] = {(): 0}
         paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
         for level in tree_levels(paths.values()):
-            self._add_level(level)
+            # Parents are a segment shorter.
+            self._add_level(level, sizes[len(level[0]) - 1])
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
 
-    def _add_level(self, paths: list[tuple]) -> None:
+    def _add_level(self, paths: list[tuple], depth: int) -> None:
         first = len(self._row_of_path)
         self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
         chunks = level_chunks(paths)
@@ -172,6 +177,7 @@ class PrefixPool:
                 self.cache,
                 *(shard_rows(self._mesh, inputs) if self._mesh else (x[0] for x in inputs)),
                 packed=num_tokens,
+                depth=depth,
                 mesh=self._mesh,
             )
             self.cache = place_rows(
@@ -221,7 +227,7 @@ def prefix_pools(
         A pool, and the indices into `wanted` of the work whose prefix it holds.
     """
     paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
-    size, row_bytes = _row_size(decoder, paths, mesh)
+    sizes, row_bytes = _row_size(decoder, paths, mesh)
     groups, num_rows = _groups(paths, row_bytes, memory)
     while groups:
         group = groups.pop(0)
@@ -230,16 +236,16 @@ def prefix_pools(
         if skip is not None and skip[members].all():
             continue
         try:
-            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, size, mesh)
+            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, sizes, mesh)
             jax.block_until_ready(pool.cache)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             if len(group) == 1 and num_rows <= len(paths[group[0]]) + 1:
                 raise FaultError(
-                    f"The device's memory does not hold a single prefix of {longest_of(paths)} "
-                    "tokens beside the model; use a larger device, more devices along the mesh's "
-                    "`model` axis, or shorter prompts."
+                    "The device's memory does not hold a single prefix of "
+                    f"{longest_of(paths.values())} tokens beside the model; use a larger device, "
+                    "more devices along the mesh's `model` axis, or shorter prompts."
                 ) from error
             memory = num_rows * row_bytes / 2
             rest = {i: paths[i] for g in (group, *groups) for i in g}
@@ -267,11 +273,16 @@ def plan_pools(
     return [{i: paths[i] for i in group} for group in groups]
 
 
-def _row_size(decoder: Decoder, paths: dict[int, tuple], mesh: Mesh | None) -> tuple[int, int]:
-    """Slots and bytes of a pool's row, long enough for every path."""
-    size = -(-longest_of(paths) // _SLOT_STEP) * _SLOT_STEP
+def _row_size(
+    decoder: Decoder, paths: dict[int, tuple], mesh: Mesh | None
+) -> tuple[list[int], int]:
+    """Slots that hold all paths of no segment, of one and so on, and bytes of a pool's row."""
+    levels = tree_levels(paths.values())
+    longest = [0, *(longest_of(level) for level in levels)]
+    sizes = [-(-length // _SLOT_STEP) * _SLOT_STEP for length in longest]
     model = 1 if mesh is None else mesh.shape[MODEL]
-    return size, max(1, size * kv_bytes_per_token(decoder.config, decoder.dtype, model))
+    token_bytes = kv_bytes_per_token(decoder.config, decoder.dtype, model)
+    return sizes, max(1, max(sizes) * token_bytes)
 
 
 def _groups(
@@ -295,9 +306,9 @@ def _groups(
     return groups, min(-(-needed // 16) * 16, max(needed, int(memory // row_bytes)))
 
 
-def longest_of(paths: dict[int, tuple]) -> int:
+def longest_of(paths: Iterable[tuple]) -> int:
     """Tokens of the longest path."""
-    return max((sum(map(len, path)) for path in paths.values()), default=0)
+    return max((sum(map(len, path)) for path in paths), default=0)
 
 
 def path_of(prefix: Sequence[TokenIds]) -> tuple[tuple[int, ...], ...]:

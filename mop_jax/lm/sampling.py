@@ -13,12 +13,11 @@ Temperatures may differ between samples, as the mixture's personas do.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
@@ -26,22 +25,21 @@ from jax.sharding import Mesh
 
 from mop_jax.errors import FaultError
 from mop_jax.lm.base import TokenIds
-from mop_jax.lm.config import DecoderConfig
-from mop_jax.lm.decoder import Decoder, KVCache, empty_cache
-from mop_jax.lm.drawing import Truncation, draw_tokens
-from mop_jax.lm.memory import default_memory
-from mop_jax.lm.mesh import (
-    cache_sharding,
-    constrain,
-    made_on,
-    num_lanes,
-    replicate,
-    row_sharding,
-    shard_rows,
-    to_host,
-)
+from mop_jax.lm.decoder import Decoder
+from mop_jax.lm.drawing import Truncation
+from mop_jax.lm.memory import default_memory, is_out_of_memory, kv_bytes_per_token
+from mop_jax.lm.mesh import MODEL, made_on, num_lanes, replicate, shard_rows, to_host
 from mop_jax.lm.planning import by_backend, pad
-from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, append, prefix_pools
+from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, prefix_pools
+from mop_jax.lm.slots import (
+    advance,
+    idle_slots,
+    place_prompts,
+    resize,
+    run_prompts,
+    slots_sharding,
+    windows,
+)
 
 # On each device along `data`.
 SLOTS = {"cpu": 32}
@@ -50,8 +48,9 @@ SLOTS_ACCELERATOR = 128
 # runs more requests at a time.
 REFILL_SHARE = 1 / 8
 MIN_REFILL = 4
-# Caches of up to this many tokens a slot are not cut to what is in use: little would be saved.
-SHORT_WINDOW = 256
+# Share of the memory budget that slots may take, the rest is for prefixes. Growing slots are
+# there twice for a moment.
+_SHARE_OF_BUDGET = 1 / 2
 
 
 class Samples(NamedTuple):
@@ -75,170 +74,6 @@ class Samples(NamedTuple):
 OnSamples = Callable[[np.ndarray, Samples], None]
 
 
-class Slots(NamedTuple):
-    """What the device holds of B slots.
-
-    Attributes:
-        cache: keys and values [L, B, S, K, E] of prompt and response.
-        hidden: [B, D], predicts the next token.
-        tokens: int32 [B, M], drawn so far.
-        log_probs: float32 [B, M], of the tokens drawn.
-        counts: int32 [B], how many.
-        live: bool [B], whether a response is being drawn.
-        ended: bool [B], whether an end token was drawn.
-        faulty: bool [B], whether its logits were not finite.
-    """
-
-    cache: KVCache
-    hidden: Array
-    tokens: Array
-    log_probs: Array
-    counts: Array
-    live: Array
-    ended: Array
-    faulty: Array
-
-
-class Prompts(NamedTuple):
-    """Prompts that have been run: their keys and values, and the last hidden states [R, D]."""
-
-    cache: KVCache
-    hidden: Array
-
-
-def idle_slots(
-    config: DecoderConfig, dtype: jnp.dtype, num_slots: int, size: int, max_new_tokens: int
-) -> Slots:
-    """Slots without work; `size` is the number of tokens that each can hold."""
-    shape = (num_slots, max_new_tokens)
-    return Slots(
-        empty_cache(config, num_slots, size, dtype),
-        jnp.zeros((num_slots, config.hidden_size), dtype),
-        jnp.zeros(shape, jnp.int32),
-        jnp.zeros(shape, jnp.float32),
-        *(jnp.zeros(num_slots, dtype) for dtype in (jnp.int32, bool, bool, bool)),
-    )
-
-
-def slots_sharding(mesh: Mesh | None, config: DecoderConfig) -> Slots | None:
-    """Where slots lie, as slots of shardings: split over `data`, heads over `model`."""
-    cache = cache_sharding(mesh, config, rows_over_data=True)
-    if mesh is None or cache is None:
-        return None
-    rows: Any = row_sharding(mesh)
-    return Slots(cache, *[rows] * (len(Slots._fields) - 1))
-
-
-@partial(jax.jit, static_argnames="graph")
-def run_prompts(graph, state, pool: KVCache, tokens, lengths, rows) -> Prompts:
-    """Runs requests [R, T] after the pool's rows; both are in the result."""
-    hidden, new = nnx.merge(graph, state).extend(pool, tokens, lengths, rows)
-    prefix = KVCache(pool.keys[:, rows], pool.values[:, rows], pool.lengths[rows])
-    room = ((0, 0), (0, 0), (0, tokens.shape[1]), (0, 0), (0, 0))
-    cache = KVCache(jnp.pad(prefix.keys, room), jnp.pad(prefix.values, room), prefix.lengths)
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return Prompts(append(cache, new), last)
-
-
-# Apart from `run_prompts`, so that the donated slots are only written: see `place_rows`.
-@partial(jax.jit, donate_argnames="slots", static_argnames="shardings")
-def place_prompts(
-    slots: Slots, prompts: Prompts, places: Array, shardings: Slots | None = None
-) -> Slots:
-    """Puts prompts into the slots at `places`; those out of range are dropped."""
-    width = min(slots.cache.keys.shape[2], prompts.cache.keys.shape[2])
-    new = prompts.cache
-
-    def put(old: Array, value) -> Array:
-        return old.at[places].set(value, mode="drop")
-
-    placed = Slots(
-        KVCache(
-            slots.cache.keys.at[:, places, :width].set(new.keys[:, :, :width], mode="drop"),
-            slots.cache.values.at[:, places, :width].set(new.values[:, :, :width], mode="drop"),
-            put(slots.cache.lengths, new.lengths),
-        ),
-        put(slots.hidden, prompts.hidden),
-        slots.tokens,
-        slots.log_probs,
-        put(slots.counts, 0),
-        put(slots.live, True),
-        put(slots.ended, False),
-        slots.faulty,
-    )
-    return constrain(placed, shardings)
-
-
-@partial(jax.jit, static_argnames=("size", "shardings"))
-def resize(slots: Slots, *, size: int, shardings: Slots | None = None) -> Slots:
-    """Slots that can hold `size` tokens each."""
-    old = slots.cache.keys.shape[2]
-    room = ((0, 0), (0, 0), (0, max(0, size - old)), (0, 0), (0, 0))
-    keys, values = (jnp.pad(x, room)[:, :, :size] for x in slots.cache[:2])
-    resized = slots._replace(cache=KVCache(keys, values, slots.cache.lengths))
-    return constrain(resized, shardings)
-
-
-@partial(jax.jit, static_argnames=("graph", "shardings"), donate_argnames="slots")
-def advance(
-    graph, state, slots: Slots, root, sample_ids, temperature, end_ids,
-    truncation: Truncation, enough, shardings: Slots | None = None,
-):  # fmt: skip
-    """Draws tokens in the live slots until `enough` responses are over, or a slot has no room.
-
-    Args:
-        graph: the decoder's structure.
-        state: the decoder's weights.
-        slots: donated.
-        root: key of the seed.
-        sample_ids: uint32 [B], of the samples in the slots.
-        temperature: float32 [B].
-        end_ids: int32, the ids that end a response.
-        truncation: which tokens may be drawn.
-        enough: how many responses.
-        shardings: where the slots lie, on a mesh.
-
-    Returns:
-        The slots, and the number of steps.
-    """
-    decoder = nnx.merge(graph, state)
-    keys = jax.vmap(partial(jax.random.fold_in, root))(sample_ids)
-    num_slots, longest = slots.tokens.shape
-    num_live = slots.live.sum()
-    size = slots.cache.keys.shape[2]
-
-    def unfinished(carry) -> Array:
-        now, _ = carry
-        filled = jnp.where(now.live, now.cache.lengths, 0).max()
-        over = num_live - now.live.sum()
-        return now.live.any() & (over < enough) & (filled < size) & ~now.faulty.any()
-
-    def draw(carry):
-        now, steps = carry
-        logits = decoder.logits(now.hidden)
-        step_keys = jax.vmap(jax.random.fold_in)(keys, now.counts)
-        token, log_prob = draw_tokens(step_keys, logits, temperature, truncation)
-        rows, place = jnp.arange(num_slots), jnp.where(now.live, now.counts, OUT_OF_RANGE)
-        counts = now.counts + now.live
-        ended = now.live & (token[:, None] == end_ids).any(axis=1)
-        live = now.live & ~ended & (counts < longest)
-        hidden, new = decoder.extend(now.cache, token[:, None], live.astype(jnp.int32))
-        following = Slots(
-            append(now.cache, new),
-            hidden[:, 0],
-            now.tokens.at[rows, place].set(token, mode="drop"),
-            now.log_probs.at[rows, place].set(log_prob, mode="drop"),
-            counts,
-            live,
-            now.ended | ended,
-            # A NaN or +∞ anywhere, or −∞ everywhere, is found in the maximum.
-            now.faulty | (now.live & ~jnp.isfinite(logits.max(axis=-1))),
-        )
-        return constrain(following, shardings), steps + 1
-
-    return jax.lax.while_loop(unfinished, draw, (slots, 0))
-
-
 def sample_pairs(
     decoder: Decoder,
     prefixes: Sequence[Sequence[TokenIds]],
@@ -260,6 +95,9 @@ def sample_pairs(
 ) -> Samples:
     """Draws one response for each (prefix, request) pair.
 
+    Where a device's memory does not hold the slots, they are halved, with a warning; responses that
+    were being drawn begin again, with the same keys and so the same text.
+
     Args:
         decoder: the model.
         prefixes: paths of segments of ids.
@@ -273,8 +111,8 @@ def sample_pairs(
         top_k: the same; None keeps all tokens.
         min_p: the same; 0 keeps all tokens.
         max_new_tokens: longest response, end token included.
-        memory: bytes of a device that pooled prefixes may take at a time; by default a share of
-            what the machine has.
+        memory: bytes of a device that pooled prefixes and slots may take at a time; by default a
+            share of what the machine has. There are at least a few slots whatever the budget.
         skip: bool [n], samples that are not needed and not drawn; they come back empty. Slots are
             planned as if they were needed, so that the others are drawn in the same shapes.
         on_samples: called with the indices of samples just drawn, and the samples; in any order.
@@ -282,7 +120,8 @@ def sample_pairs(
 
     Raises:
         DataError: if a truncation is out of its range.
-        FaultError: if the logits are not finite; names the sample.
+        FaultError: if the logits are not finite (names the sample), or if the device's memory does
+            not hold the fewest slots.
     """
     truncation = Truncation.of(top_k, top_p, min_p)
     drawn = Samples(
@@ -303,22 +142,19 @@ def sample_pairs(
         np.asarray(end_ids, np.int32),
         truncation,
         max_new_tokens,
+        default_memory(decoder) if memory is None else memory,
         drawn,
         on_samples,
         mesh,
     )
-    longest = -(-max(len(requests[r]) for r in pairs[:, 1]) // 8) * 8
-    memory = default_memory(decoder) if memory is None else memory
-    for pool, members in prefix_pools(decoder, prefixes, pairs[:, 0], memory, skip, mesh):
-        waiting = [i for i in members if skip is None or not skip[i]]
-        for batch in work.batches(waiting):
-            work.run_until_free(len(batch))
-            tokens, lengths = pad([requests[pairs[i, 1]] for i in batch], longest, work.num_refill)
-            work.refill(pool, tokens, lengths, batch, [int(pairs[i, 0]) for i in batch])
-        # Gone before the next one is made: the budget is for one.
-        del pool
-    work.run_until_free(work.num_slots)
-    return drawn._replace(slot_steps=work.slot_steps)
+    while True:
+        try:
+            work.run(prefixes, requests, pairs, skip)
+            return drawn._replace(slot_steps=work.slot_steps)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            work.halve()
 
 
 class _Work:
@@ -334,11 +170,13 @@ class _Work:
         end_ids: np.ndarray,
         truncation: Truncation,
         max_new_tokens: int,
+        memory: float,
         drawn: Samples,
         on_samples: OnSamples,
         mesh: Mesh | None,
     ):
         """Starts with idle slots; the arguments are those of `sample_pairs`, by sample."""
+        self._decoder, self._memory, self._max_new_tokens = decoder, memory, max_new_tokens
         self._graph, self._state = nnx.split(decoder)
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
@@ -347,20 +185,75 @@ class _Work:
         self._root = jax.random.wrap_key_data(root_data)
         self._end_ids, self._truncation = replicate(mesh, (end_ids, truncation))
         self._drawn, self._on_samples = drawn, on_samples
-        lanes = num_lanes(mesh)
-        num_slots = min(by_backend(SLOTS, SLOTS_ACCELERATOR) * lanes, -(-len(sample_ids) // 4) * 4)
-        self.num_slots = -(-num_slots // lanes) * lanes
-        self.num_refill = max(MIN_REFILL, int(self.num_slots * REFILL_SHARE))
-        self.num_refill = -(-self.num_refill // lanes) * lanes
+        self._done = np.zeros(len(sample_ids), bool)
         self._windows = windows(int(prompt_lengths.max()) + max_new_tokens)
-        self._shardings = slots_sharding(mesh, decoder.config)
+        model = 1 if mesh is None else mesh.shape[MODEL]
+        self._slot_bytes = self._windows[-1] * kv_bytes_per_token(
+            decoder.config, decoder.dtype, model
+        )
+        # On each device along `data`: no more than there is work for, or memory.
+        lanes = num_lanes(mesh)
+        needed = -(-len(sample_ids) // 4) * 4
+        fitting = int(_SHARE_OF_BUDGET * memory / (2 * self._slot_bytes))
+        most = by_backend(SLOTS, SLOTS_ACCELERATOR)
+        self._make_slots(min(most, -(-needed // lanes), max(MIN_REFILL, fitting)))
+        self.slot_steps = 0
+
+    def _make_slots(self, on_each_lane: int) -> None:
+        lanes = num_lanes(self._mesh)
+        self.num_slots = on_each_lane * lanes
+        self.num_refill = max(MIN_REFILL, int(self.num_slots * REFILL_SHARE))
+        self.num_refill = min(-(-self.num_refill // lanes) * lanes, self.num_slots)
+        decoder = self._decoder
+        self._shardings = slots_sharding(self._mesh, decoder.config)
         self._slots = made_on(
             self._shardings, idle_slots, decoder.config, decoder.dtype, self.num_slots,
-            self._windows[0], max_new_tokens,
+            self._windows[0], self._max_new_tokens,
         )  # fmt: skip
         self._owner = np.full(self.num_slots, -1)
         self._filled = np.zeros(self.num_slots, int)
-        self.slot_steps = 0
+
+    def halve(self) -> None:
+        """Half the slots, all idle: what they were drawing is lost.
+
+        Raises:
+            FaultError: if there is one slot only.
+        """
+        each = self.num_slots // num_lanes(self._mesh)
+        if each == 1:
+            raise FaultError(
+                "The device's memory does not hold a single response of up to "
+                f"{self._max_new_tokens} tokens after a prompt of "
+                f"{int(self._prompt_lengths.max())} beside the prefixes; give a smaller --memory, "
+                "shorter responses, or a model that takes less."
+            )
+        # Freed before the new ones are made.
+        del self._slots
+        self._make_slots(each // 2)
+        warnings.warn(
+            f"The device's memory is full: going on with {self.num_slots} responses at a time.",
+            stacklevel=3,
+        )
+
+    def run(self, prefixes, requests, pairs: np.ndarray, skip: np.ndarray | None) -> None:
+        """Draws what is neither skipped nor done; the arguments are those of `sample_pairs`."""
+        longest = -(-max(len(requests[r]) for r in pairs[:, 1]) // 8) * 8
+        done = self._done if skip is None else self._done | skip
+        budget = max(
+            self._memory - 2 * self._slot_bytes * self.num_slots / num_lanes(self._mesh),
+            (1 - _SHARE_OF_BUDGET) * self._memory,
+        )
+        pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], budget, done, self._mesh)
+        for pool, members in pools:
+            for batch in self.batches([i for i in members if not done[i]]):
+                self.run_until_free(len(batch))
+                tokens, lengths = pad(
+                    [requests[pairs[i, 1]] for i in batch], longest, self.num_refill
+                )
+                self.refill(pool, tokens, lengths, batch, [int(pairs[i, 0]) for i in batch])
+            # Gone before the next one is made: the budget is for one.
+            del pool
+        self.run_until_free(self.num_slots)
 
     def batches(self, waiting: Sequence[int]) -> Iterator[list[int]]:
         """Samples in the portions that are refilled together, short prompts first.
@@ -417,7 +310,7 @@ class _Work:
         # The smallest window with room for one more token in every slot that is in use.
         needed = max(self._filled[self._owner >= 0], default=0) + 1
         size = next((size for size in self._windows if size >= needed), self._windows[-1])
-        if size != self._slots.cache.keys.shape[2]:
+        if size != self._slots.cache.size:
             self._slots = resize(self._slots, size=size, shardings=self._shardings)
 
     def _collect(self) -> None:
@@ -440,6 +333,7 @@ class _Work:
             drawn.log_probs[i] = drawn.token_log_probs[i].sum(dtype=np.float64)
             drawn.finished[i] = ended[slot]
         self._owner[over] = -1
+        self._done[indices] = True
         self._on_samples(
             indices,
             Samples(
@@ -450,18 +344,6 @@ class _Work:
                 self.slot_steps,
             ),
         )
-
-
-def windows(longest: int) -> list[int]:
-    """Cache lengths that slots may have, increasing; the last has room for `longest` tokens.
-
-    Halves, so that attention costs at most about twice what the tokens in use do, whatever the
-    longest response that is allowed; but none so short that little would be saved.
-    """
-    sizes = [-(-longest // 16) * 16]
-    while sizes[0] >= 2 * SHORT_WINDOW:
-        sizes.insert(0, -(-sizes[0] // 32) * 16)
-    return sizes
 
 
 def _prompt_lengths(prefixes, requests, pairs: np.ndarray) -> np.ndarray:

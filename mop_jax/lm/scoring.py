@@ -186,9 +186,9 @@ class Scorer:
 
         Args:
             prefixes: paths of segments.
-            continuations: what may follow; shapes are chosen over all of them, so that scoring a
-                part of the pairs uses the same shapes as scoring all.
-            pairs: int [n, 2], indices of prefix and continuation.
+            continuations: what may follow.
+            pairs: int [n, 2], indices of prefix and continuation; shapes are chosen over all of
+                them, whichever are skipped.
             on_scores: called with pair indices int [m] and log-probabilities float64 [m, G], nats
                 summed over the response's tokens.
             skip: bool [n], pairs that need no scores. Calls are planned as if they did, and run

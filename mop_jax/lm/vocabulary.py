@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -14,8 +15,12 @@ from mop_jax.lm.attention import softcap
 VOCABULARY_BLOCK = {"cpu": 2_048}
 VOCABULARY_BLOCK_ACCELERATOR = 32_768
 # Positions handled at a time.
-POSITION_BLOCK = {"cpu": 128}
+POSITION_BLOCK = {"cpu": 256}
 POSITION_BLOCK_ACCELERATOR = 4_096
+
+
+# Rows of a block that are added up before they leave the processor's registers.
+_FOLD = 16
 
 
 def vocabulary_block(vocab_size: int, target: int) -> int:
@@ -62,6 +67,7 @@ def grid_log_probs(
     positions = total if positions is None else positions
     powers = jnp.asarray(multiples, jnp.float32)[:, None]
     columns = hidden.reshape(-1, positions, width).transpose(0, 2, 1)
+    fold = math.gcd(block // parts, _FOLD)
     num_blocks = len(columns) if count is None else -(-count // positions)
 
     def add_block(carry, rows):
@@ -72,7 +78,7 @@ def grid_log_probs(
             new_top = jnp.maximum(top[i], logits.max(axis=0))
             # Without the barrier XLA recomputes the exponential in each of the G sums.
             u = jax.lax.optimization_barrier(jnp.exp((logits - new_top) * step))
-            added = jnp.stack([jax.lax.integer_pow(u, m).sum(axis=0) for m in multiples])
+            added = power_sums(u, multiples, fold)
             shrunk = sums[i] * jnp.exp((top[i] - new_top) * step * powers)
             return top.at[i].set(new_top), sums.at[i].set(shrunk + added)
 
@@ -91,3 +97,17 @@ def grid_log_probs(
     chosen = softcap(chosen, cap)
     normalisers = jnp.log(sums).transpose(1, 0, 2).reshape(len(multiples), total)
     return (powers * step * (chosen - top.reshape(-1)) - normalisers).T
+
+
+def power_sums(u: Array, multiples: tuple[int, ...], fold: int) -> Array:
+    """Σ_v u_v^m for each m, float32 [G, n], of u [block, n].
+
+    In two steps, each one pass: powers and the sums over `fold` rows, then the sums over what is
+    left. In one step XLA writes every power to memory (measured on a CPU: projection and grid
+    together reach 0.78 rather than 0.52 of the peak). `fold` divides the block.
+    """
+    rows = u.reshape(-1, fold, u.shape[-1])
+    folded = jnp.stack(
+        [sum(jax.lax.integer_pow(rows[:, i], m) for i in range(fold)) for m in multiples]
+    )
+    return jax.lax.optimization_barrier(folded).sum(axis=1)

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mop_jax.lm.attention import attend, attend_one, extension_mask, pack, within_window
+from mop_jax.lm import attention
+from mop_jax.lm.attention import (
+    attend,
+    attend_one,
+    attention_bias,
+    extension_mask,
+    pack,
+    within_window,
+)
 
 
 @given(
@@ -48,7 +56,7 @@ def naive_attention(q, keys, values, mask, scale, cap):
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("window", [1000, 4])
 @pytest.mark.parametrize(("num_cached", "length"), [(0, 5), (7, 5), (7, 1), (0, 1)])
-def test_attention_against_a_loop(num_cached, length, window, cap):
+def test_attention_against_a_loop(num_cached, length, window, cap, monkeypatch):
     rng = np.random.default_rng(0)
     batch, num_kv_heads, group, width = 3, 2, 3, 5
 
@@ -65,7 +73,16 @@ def test_attention_against_a_loop(num_cached, length, window, cap):
     mask = np.asarray(mask & within_window(jnp.asarray(positions), num_cached, window))
     real = np.arange(length) < lengths[:, None]
     mixing = attend_one if length == 1 else attend
-    found = np.asarray(mixing(q, cached, new, jnp.asarray(mask), 0.4, cap))
+    bias = attention_bias(jnp.asarray(mask), group)
+    # As caches lie: keys [B, K, E, S] and values [B, K, S, E].
+    before, behind = (
+        (keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)) for keys, values in (cached, new)
+    )
+    found = np.asarray(mixing(q, before, behind, bias, 0.4, cap))
+    for limit in (1, 4 * num_kv_heads * bias[:2].size):
+        # In portions of one row; of two, and a rest of one.
+        monkeypatch.setitem(attention.SCORES, "cpu", limit)
+        np.testing.assert_allclose(mixing(q, before, behind, bias, 0.4, cap), found, atol=1e-6)
     keys, values = (np.concatenate([c, n], axis=1) for c, n in zip(cached, new))
     # A real token sees at least itself; padding sees nothing of use, and gives no NaN.
     assert mask[real].any(axis=-1).all()

@@ -317,9 +317,9 @@ def test_placing_on_a_mesh_of_one_device(tiny_lm):
     config = tiny_lm.config
     assert cache_sharding(None, config, rows_over_data=True) is None
     pool = cache_sharding(mesh, config, rows_over_data=False)
-    assert pool.keys.spec == PartitionSpec(None, None, None, "model", None)
+    assert pool.keys.spec == PartitionSpec(None, None, "model", None, None)
     batch = cache_sharding(mesh, config, rows_over_data=True)
-    assert batch.values.spec == PartitionSpec(None, "data", None, "model", None)
+    assert batch.values.spec == PartitionSpec(None, "data", "model", None, None)
     assert batch.lengths.spec == PartitionSpec("data")
     moved = shard_decoder(tiny_lm.decoder, mesh)
     kernel = moved.layers.mlp.up_proj.kernel[...]

@@ -266,7 +266,7 @@ def test_compilations_are_few_and_not_repeated(make_tiny_lm, random_work):
     first = score(lm, work, memory=100_000.0)
     suffixes, segments, placed = cache_sizes() - before
     assert 1 < suffixes <= MAX_LENGTHS
-    assert 1 <= segments <= 4
+    assert 1 <= segments <= 3 * 4  # three levels of the tree
     assert 1 <= placed <= 4
     middle = cache_sizes()
     np.testing.assert_array_equal(score(lm, work, memory=100_000.0), first)

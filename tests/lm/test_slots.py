@@ -11,6 +11,7 @@ from flax import nnx
 
 from mop_jax.errors import FaultError
 from mop_jax.lm import sampling
+from mop_jax.lm import slots as device
 from mop_jax.lm.drawing import Truncation
 from mop_jax.lm.flax_lm import FlaxLM
 from tests.lm.test_drawing import kept_by_numpy
@@ -130,7 +131,7 @@ def test_several_pools_draw_the_same(lm, work, expected, slots, monkeypatch):
 def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch):
     """Caches that grow and shrink between draws give the same texts."""
     slots(8)
-    monkeypatch.setattr(sampling, "SHORT_WINDOW", 16)
+    monkeypatch.setattr(device, "SHORT_WINDOW", 16)
     sizes = []
     resize = sampling.resize
 
@@ -145,13 +146,13 @@ def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch
 
 
 def test_windows_have_room_and_halve():
-    assert sampling.windows(100) == [112]
-    assert sampling.windows(511) == [256, 512]
-    assert sampling.windows(2000) == [256, 512, 1008, 2000]
+    assert device.windows(100) == [112]
+    assert device.windows(511) == [256, 512]
+    assert device.windows(2000) == [256, 512, 1008, 2000]
     for longest in range(1, 3000, 7):
-        sizes = sampling.windows(longest)
+        sizes = device.windows(longest)
         assert longest <= sizes[-1] < longest + 16
-        assert sizes[0] < 2 * sampling.SHORT_WINDOW
+        assert sizes[0] < 2 * device.SHORT_WINDOW
 
 
 def test_refills_waste_less_than_fixed_batches(lm, slots):
@@ -175,10 +176,8 @@ def test_refills_waste_less_than_fixed_batches(lm, slots):
 def test_refills_compile_nothing(lm, work, slots, monkeypatch):
     slots(8)
     traces, refills, runs = [], [], []
-    draw_tokens, place, advance = sampling.draw_tokens, sampling.place_prompts, sampling.advance
-    monkeypatch.setattr(
-        sampling, "draw_tokens", lambda *args: traces.append(1) or draw_tokens(*args)
-    )
+    draw_tokens, place, advance = device.draw_tokens, device.place_prompts, device.advance
+    monkeypatch.setattr(device, "draw_tokens", lambda *args: traces.append(1) or draw_tokens(*args))
     monkeypatch.setattr(sampling, "place_prompts", lambda *a: refills.append(1) or place(*a))
     monkeypatch.setattr(sampling, "advance", lambda *args: runs.append(1) or advance(*args))
     draw(lm, work, max_new_tokens=10)  # a shape of this test's own
