@@ -104,19 +104,22 @@ def best_batch_size(
 ) -> dict[int, float]:
     """Pairs per second by batch size, on pairs of middling and nearly equal cost.
 
-    Larger sizes are tried until one falls to 85 % of the best.
+    All sizes are tried on the way up and again on the way down, and the better run counts: a moment
+    in which the machine was slow must not decide.
     """
     order = np.argsort(costs, kind="stable")
+
+    def middle(count: int) -> np.ndarray:
+        return order[(len(order) - count) // 2 :][:count]
+
+    peer.score(work, middle(min(num_pairs, 8)), sizes[0])  # warms up
     rates: dict[int, float] = {}
-    for size in sizes:
+    for size in sizes + sizes[::-1]:
         count = max(num_pairs, size)
-        middle = order[(len(order) - count) // 2 :][:count]
-        if not rates:
-            peer.score(work, middle[: min(count, 8)], size)  # warms up
-        rates[size] = count / peer.score(work, middle, size).seconds
-        print(f"  {peer.name}: batches of {size}: {rates[size]:.2f} pairs/s", flush=True)
-        if rates[size] < 0.85 * max(rates.values()):
-            break
+        rate = count / peer.score(work, middle(count), size).seconds
+        rates[size] = max(rate, rates.get(size, 0.0))
+    found = ", ".join(f"{size}: {rate:.2f}" for size, rate in rates.items())
+    print(f"  {peer.name}, pairs/s by batch size: {found}", flush=True)
     return rates
 
 

@@ -140,7 +140,7 @@ def compare(
         best = max(found, key=lambda size: found[size])
         searches[peer.name] = {"best": best, "pairs_per_second": found}
         samplings.append(Sampling(peer, best, representative_pairs(costs, count, best)))
-    score_once(model, work, 4, TemperatureGrid(), options)  # compiles
+    compile_all(model, work, options)
     before = compiled.seconds
     scores, rounds, pauses = run_in_rounds(
         model,
@@ -193,6 +193,22 @@ def print_summary(name: str, result: dict[str, Any]) -> None:
     print(f"  compiled within the timed run: {result['compilation_seconds_in_the_run']:.1f} s")
 
 
+def compile_all(model: FlaxLM, work: Workload, options: argparse.Namespace) -> None:
+    """Runs a call of each shape of the whole work: those with the pairs of a few lengths."""
+    skip = np.ones(len(work.pairs), bool)
+    for record in work.spread_records(8):
+        skip[work.of_records([record])[0]] = False
+    model.score_pairs(
+        work.prefixes,
+        work.continuations,
+        work.pairs,
+        grid=TemperatureGrid(),
+        on_scores=lambda indices, scores: None,
+        memory=memory_bytes(options),
+        skip=skip,
+    )
+
+
 def score_once(
     model: FlaxLM,
     work: Workload,
@@ -200,10 +216,7 @@ def score_once(
     grid: TemperatureGrid,
     options: argparse.Namespace,
 ) -> tuple[float, np.ndarray]:
-    """Seconds of scoring a few records of all lengths under all components, and those pairs.
-
-    All continuations are handed over, so that the scorer plans as it does for the whole.
-    """
+    """Seconds of scoring a few records of all lengths under all components, and those pairs."""
     chosen = work.of_records(work.spread_records(num_records))
     start = time.perf_counter()
     model.score_pairs(
