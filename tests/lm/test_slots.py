@@ -14,6 +14,7 @@ from mop_jax.lm import sampling
 from mop_jax.lm import slots as device
 from mop_jax.lm.drawing import Truncation
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.memory import kv_bytes_per_token
 from tests.lm.test_drawing import kept_by_numpy
 
 NUM_SAMPLES = 45
@@ -153,6 +154,63 @@ def test_windows_have_room_and_halve():
         sizes = device.windows(longest)
         assert longest <= sizes[-1] < longest + 16
         assert sizes[0] < 2 * device.SHORT_WINDOW
+
+
+def full_device(monkeypatch, fits):
+    """Lets `advance` fail as a full device does, whenever `fits` refuses the number of slots."""
+    real, tried = sampling.advance, []
+
+    def limited(graph, state, slots, *rest):
+        tried.append(len(slots.live))
+        if not fits(tried):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")
+        return real(graph, state, slots, *rest)
+
+    monkeypatch.setattr(sampling, "advance", limited)
+    return tried
+
+
+@pytest.mark.parametrize("good", [0, 3])
+def test_a_full_device_halves_the_slots_and_says_so(lm, work, expected, slots, monkeypatch, good):
+    """At once, or midway: what was being drawn begins again, and what was handed over does not."""
+    slots(32)
+    tried = full_device(monkeypatch, lambda tried: tried[-1] <= 8 or len(tried) <= good)
+    reported = []
+    with pytest.warns(UserWarning, match="memory is full: going on with") as said:
+        drawn = draw(lm, work, on_generated=lambda indices, _: reported.extend(indices.tolist()))
+    told = [str(w.message) for w in said if "responses at a time" in str(w.message)]
+    assert [t.split("with ")[1] for t in told] == [f"{n} responses at a time." for n in (16, 8)]
+    assert sorted(set(tried)) == [8, 16, 32]
+    assert drawn.token_ids == [ids for ids, _ in expected[0]]
+    assert sorted(reported) == list(range(NUM_SAMPLES))
+
+
+def test_a_device_that_holds_no_response_is_a_fault(lm, work, slots, monkeypatch):
+    slots(4)
+    full_device(monkeypatch, lambda tried: False)
+    single = pytest.raises(FaultError, match="does not hold a single response")
+    with pytest.warns(UserWarning, match="going on with 1 responses"), single:
+        draw(lm, work)
+
+
+def test_slots_are_within_the_memory_budget(lm, work, expected, slots, monkeypatch):
+    slots(64)
+    made = []
+    make = sampling.idle_slots
+
+    def recorded(config, dtype, num_slots, *sizes):
+        made.append(num_slots)
+        return make(config, dtype, num_slots, *sizes)
+
+    monkeypatch.setattr(sampling, "idle_slots", recorded)
+    row = 64 * kv_bytes_per_token(lm.config, lm.decoder.dtype)  # 39 tokens of a prompt, and 11
+    for budget, num_slots in ((1, 4), (4 * 12 * row, 12), (4 * 1000 * row, 48)):
+        drawn = sampling.sample_pairs(
+            lm.decoder, PREFIXES, REQUESTS, work[0], temperature=work[1], sample_ids=work[2],
+            end_ids=ENDS, max_new_tokens=LONGEST, seed=7, memory=budget,
+        )  # fmt: skip
+        assert made.pop() == num_slots
+        assert drawn.token_ids == [ids for ids, _ in expected[0]]
 
 
 def test_refills_waste_less_than_fixed_batches(lm, slots):
