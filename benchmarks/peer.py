@@ -115,7 +115,7 @@ def best_batch_size(
     peer.score(work, middle(min(num_pairs, 8)), sizes[0])  # warms up
     rates: dict[int, float] = {}
     for size in sizes + sizes[::-1]:
-        count = max(num_pairs, size)
+        count = min(max(num_pairs, size), len(order))
         rate = count / peer.score(work, middle(count), size).seconds
         rates[size] = max(rate, rates.get(size, 0.0))
     found = ", ".join(f"{size}: {rate:.2f}" for size, rate in rates.items())

@@ -240,7 +240,8 @@ def grid_cost(model: FlaxLM, work: Workload, options: argparse.Namespace) -> flo
     """
     single, grid = TemperatureGrid.single(1.0), TemperatureGrid()
     num_records, repeats = (3, 1) if options.quick else (8, 2)
-    score_once(model, work, 2, single, options)  # compiles
+    for kind in (single, grid):
+        score_once(model, work, num_records, kind, options)  # compiles
     seconds: dict[TemperatureGrid, float] = {single: 0.0, grid: 0.0}
     for kind in (grid, single, single, grid) * repeats:
         taken, pairs = score_once(model, work, num_records, kind, options)

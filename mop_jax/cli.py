@@ -48,8 +48,8 @@ MemoryOption = Annotated[
     float | None,
     typer.Option(
         "--memory",
-        help="GiB that the keys and values of prompts' shared beginnings may take at a time; by "
-        "default a share of what the machine or its accelerator has.",
+        help="GiB that the keys and values of prompts' shared beginnings, and of responses being "
+        "drawn, may take at a time; by default a share of what the machine or its accelerator has.",
         min=0.001,
     ),
 ]

@@ -48,8 +48,8 @@ class LanguageModelConfig(_Section):
     """The frozen language model; see `FlaxLM.from_pretrained`.
 
     `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices. `memory_gib`
-    bounds the keys and values of prompts' prefixes on each device; by default a share of what the
-    machine has.
+    bounds the keys and values of prompts' prefixes, and of responses being drawn, on each device;
+    by default a share of what the machine has.
     """
 
     path: str

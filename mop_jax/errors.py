@@ -23,6 +23,10 @@ class FaultError(MopError, RuntimeError):
     exit_status = 1
 
 
+class DeviceFullError(FaultError):
+    """A device's memory does not hold the least that a step needs at a time."""
+
+
 class NotFiniteError(FaultError):
     """The language model gave a log-probability that is not finite.
 

@@ -25,8 +25,8 @@ from mop_jax.lm.planning import by_backend
 
 # Finite, so that a fully masked row (a padded row with an empty cache) stays free of NaN.
 MASKED = -1e30
-# Bytes of scores at a time. Measured on a CPU: much larger blocks take three times as long, as the
-# system clears their pages anew for each.
+# Bytes of scores at a time, about. Measured on a CPU: much larger blocks take three times as long,
+# as the system clears their pages anew for each.
 SCORES = {"cpu": 2**24}
 SCORES_ACCELERATOR = 2**30
 
@@ -180,8 +180,12 @@ class Attention(nnx.Module):
             q, k, v = (part[packing.tokens] for part in (q, k, v))
         q, k, v = (part.reshape(batch, length, -1, self.head_dim) for part in (q, k, v))
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        mixing = attend_one if length == 1 else attend
-        mixed = mixing(q, cached, (k, v), bias, self.scale, self.softcap)
+        if length == 1:
+            mixed = attend_one(q, cached, (k, v), bias, self.scale, self.softcap)
+        else:
+            # Rows that are not packed may lie on several devices: a loop would collect them.
+            most = None if packing is None else by_backend(SCORES, SCORES_ACCELERATOR)
+            mixed = attend(q, cached, (k, v), bias, self.scale, self.softcap, most)
         mixed = mixed.reshape(batch * length, -1).astype(x_nd.dtype)
         if packing is not None:
             mixed = mixed[packing.slots]
@@ -195,6 +199,7 @@ def attend(
     bias: Array,
     scale: float,
     cap: float | None,
+    most: int | None = None,
 ) -> Array:
     """Softmax attention, float32 [B, T, H, E].
 
@@ -208,6 +213,7 @@ def attend(
         bias: float32 [B, T · G, S + T], added to the scores; see `attention_bias`.
         scale: factor of the scores.
         cap: of the scores; see `softcap`.
+        most: bytes of scores at a time, about: rows are run in portions.
     """
     batch, length, num_heads, width = q.shape
     num_kv_heads = new[0].shape[1]
@@ -230,8 +236,8 @@ def attend(
         mixed = jnp.einsum("...ns,...se->...ne", weights.astype(values.dtype), values)
         return mixed.astype(jnp.float32) / total
 
-    portions = -(-4 * num_kv_heads * bias.size // by_backend(SCORES, SCORES_ACCELERATOR))
     rows = (q, keys, values, bias)
+    portions = 1 if most is None else -(-4 * num_kv_heads * bias.size // most)
     if portions > 1 and batch > 1:
         mixed = jax.lax.map(mix, rows, batch_size=-(-batch // portions))
     else:

@@ -65,8 +65,8 @@ class FlaxLM:
             tokenizer: its tokenizer; without one, only ids are accepted.
             weights_hash: identifies the weights in caches.
             mesh: devices with the axes `data` and `model`.
-            memory: bytes of a device that the keys and values of prefixes may take at a time; by
-                default a share of what there is.
+            memory: bytes of a device that the keys and values of prefixes, and of the responses
+                being sampled, may take at a time; by default a share of what there is.
         """
         self._weights_hash = weights_hash or _hash_state(decoder)
         self.decoder = shard_decoder(decoder, mesh)

@@ -5,25 +5,35 @@ from __future__ import annotations
 import os
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import numpy as jnp
+from jax.experimental import multihost_utils
 
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder
 
-# Shares of what is there that pooled prefixes may take. On an accelerator the rest is for the
-# weights (counted beforehand) and the activations of a batch.
+# Shares of what is there that pooled prefixes and slots may take. On an accelerator the rest is for
+# the weights (counted beforehand) and the activations of a batch.
 _SHARE_OF_HOST = 0.125
 _SHARE_OF_DEVICE = 0.4
 _LEAST = 2.0**28
 
 
 def default_memory(decoder: Decoder) -> float:
-    """Bytes of a device that pooled prefixes may take at a time, where nobody says.
+    """Bytes of a device for prefixes, and slots when sampling, where nobody says.
 
     It depends on the machine and the model, not on what else is running: a resumed run must plan
-    the batches that it planned before.
+    the batches that it planned before. Of several hosts the smallest decides, for all must plan
+    alike.
     """
+    own = _own_memory(decoder)
+    if jax.tree.leaves(nnx.state(decoder))[0].sharding.is_fully_addressable:
+        return own
+    return float(multihost_utils.process_allgather(np.float32(own)).min())
+
+
+def _own_memory(decoder: Decoder) -> float:
     device = jax.local_devices()[0]
     limit = (device.memory_stats() or {}).get("bytes_limit")
     leaves = jax.tree.leaves(nnx.state(decoder))

@@ -16,7 +16,7 @@ from jax import Array
 from jax import numpy as jnp
 from jax.sharding import Mesh
 
-from mop_jax.errors import FaultError
+from mop_jax.errors import DeviceFullError
 from mop_jax.lm.attention import KVCache, empty_cache
 from mop_jax.lm.base import TokenIds
 from mop_jax.lm.decoder import Decoder
@@ -71,8 +71,9 @@ def run_segments(
     decoder = nnx.merge(graph, state)
 
     def run(tokens, lengths, parents):
-        _, new = decoder.extend(pool.resized(depth), tokens, lengths, parents, packed=packed)
+        # The batch's rows first: cutting the pool would copy the whole of it.
         parent = KVCache(pool.keys[:, parents], pool.values[:, parents], pool.lengths[parents])
+        _, new = decoder.extend(parent.resized(depth), tokens, lengths, packed=packed)
         return append(parent, new)
 
     grown = in_lanes(mesh, run)(tokens, lengths, parents)
@@ -213,7 +214,7 @@ def prefix_pools(
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
     All pools have one shape, so that nothing is compiled twice. A pool that turns out too large for
-    the device is halved, and so on.
+    the device is halved, and so on; if a single prefix does not fit, that is a `DeviceFullError`.
 
     Args:
         decoder: the model.
@@ -242,7 +243,7 @@ def prefix_pools(
             if not is_out_of_memory(error):
                 raise
             if len(group) == 1 and num_rows <= len(paths[group[0]]) + 1:
-                raise FaultError(
+                raise DeviceFullError(
                     "The device's memory does not hold a single prefix of "
                     f"{longest_of(paths.values())} tokens beside the model; use a larger device, "
                     "more devices along the mesh's `model` axis, or shorter prompts."

@@ -23,7 +23,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
-from mop_jax.errors import FaultError
+from mop_jax.errors import DeviceFullError, FaultError
 from mop_jax.lm.base import TokenIds
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.drawing import Truncation
@@ -144,17 +144,24 @@ def sample_pairs(
         max_new_tokens,
         default_memory(decoder) if memory is None else memory,
         drawn,
-        on_samples,
         mesh,
     )
+    parts = work.run(prefixes, requests, pairs, skip)
     while True:
         try:
-            work.run(prefixes, requests, pairs, skip)
-            return drawn._replace(slot_steps=work.slot_steps)
-        except jax.errors.JaxRuntimeError as error:
-            if not is_out_of_memory(error):
+            part = next(parts, None)
+        except (jax.errors.JaxRuntimeError, DeviceFullError) as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and not is_out_of_memory(error):
                 raise
-            work.halve()
+            full = str(error)
+        else:
+            if part is None:
+                return drawn._replace(slot_steps=work.slot_steps)
+            on_samples(*part)
+            continue
+        # Behind the handler: its traceback holds arrays.
+        work.halve(full)
+        parts = work.run(prefixes, requests, pairs, skip)
 
 
 class _Work:
@@ -172,11 +179,10 @@ class _Work:
         max_new_tokens: int,
         memory: float,
         drawn: Samples,
-        on_samples: OnSamples,
         mesh: Mesh | None,
     ):
-        """Starts with idle slots; the arguments are those of `sample_pairs`, by sample."""
-        self._decoder, self._memory, self._max_new_tokens = decoder, memory, max_new_tokens
+        """Decides on the slots; the arguments are those of `sample_pairs`, by sample."""
+        self._decoder, self._max_new_tokens = decoder, max_new_tokens
         self._graph, self._state = nnx.split(decoder)
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
@@ -184,37 +190,37 @@ class _Work:
         root_data: Any = replicate(mesh, np.asarray(jax.random.key_data(root)))
         self._root = jax.random.wrap_key_data(root_data)
         self._end_ids, self._truncation = replicate(mesh, (end_ids, truncation))
-        self._drawn, self._on_samples = drawn, on_samples
+        self._drawn = drawn
         self._done = np.zeros(len(sample_ids), bool)
         self._windows = windows(int(prompt_lengths.max()) + max_new_tokens)
         model = 1 if mesh is None else mesh.shape[MODEL]
-        self._slot_bytes = self._windows[-1] * kv_bytes_per_token(
-            decoder.config, decoder.dtype, model
+        slot_bytes = (
+            2 * self._windows[-1] * kv_bytes_per_token(decoder.config, decoder.dtype, model)
         )
         # On each device along `data`: no more than there is work for, or memory.
         lanes = num_lanes(mesh)
         needed = -(-len(sample_ids) // 4) * 4
-        fitting = int(_SHARE_OF_BUDGET * memory / (2 * self._slot_bytes))
+        fitting = int(_SHARE_OF_BUDGET * memory / slot_bytes)
         most = by_backend(SLOTS, SLOTS_ACCELERATOR)
-        self._make_slots(min(most, -(-needed // lanes), max(MIN_REFILL, fitting)))
+        each = min(most, -(-needed // lanes), max(MIN_REFILL, fitting))
+        # What slots leave is for prefixes, and stays so when there are fewer slots later on.
+        self._memory = max(memory - each * slot_bytes, (1 - _SHARE_OF_BUDGET) * memory)
+        self._shardings = slots_sharding(mesh, decoder.config)
+        self._set_slots(each)
         self.slot_steps = 0
 
-    def _make_slots(self, on_each_lane: int) -> None:
+    def _set_slots(self, on_each_lane: int) -> None:
         lanes = num_lanes(self._mesh)
         self.num_slots = on_each_lane * lanes
         self.num_refill = max(MIN_REFILL, int(self.num_slots * REFILL_SHARE))
         self.num_refill = min(-(-self.num_refill // lanes) * lanes, self.num_slots)
-        decoder = self._decoder
-        self._shardings = slots_sharding(self._mesh, decoder.config)
-        self._slots = made_on(
-            self._shardings, idle_slots, decoder.config, decoder.dtype, self.num_slots,
-            self._windows[0], self._max_new_tokens,
-        )  # fmt: skip
         self._owner = np.full(self.num_slots, -1)
         self._filled = np.zeros(self.num_slots, int)
+        # Made when a run begins.
+        self._slots: Any = None
 
-    def halve(self) -> None:
-        """Half the slots, all idle: what they were drawing is lost.
+    def halve(self, reason: str) -> None:
+        """Half the slots: what they were drawing is lost.
 
         Raises:
             FaultError: if there is one slot only.
@@ -224,36 +230,39 @@ class _Work:
             raise FaultError(
                 "The device's memory does not hold a single response of up to "
                 f"{self._max_new_tokens} tokens after a prompt of "
-                f"{int(self._prompt_lengths.max())} beside the prefixes; give a smaller --memory, "
-                "shorter responses, or a model that takes less."
+                f"{int(self._prompt_lengths.max())} beside the prefixes ({reason}); give a smaller "
+                "--memory, shorter responses, or a model that takes less."
             )
-        # Freed before the new ones are made.
-        del self._slots
-        self._make_slots(each // 2)
+        self._set_slots(each // 2)
         warnings.warn(
             f"The device's memory is full: going on with {self.num_slots} responses at a time.",
             stacklevel=3,
         )
 
-    def run(self, prefixes, requests, pairs: np.ndarray, skip: np.ndarray | None) -> None:
-        """Draws what is neither skipped nor done; the arguments are those of `sample_pairs`."""
+    def run(
+        self, prefixes, requests, pairs: np.ndarray, skip: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, Samples]]:
+        """Draws what is neither skipped nor done; the arguments are those of `sample_pairs`.
+
+        Yields what is handed to `on_samples`.
+        """
+        self._slots = made_on(
+            self._shardings, idle_slots, self._decoder.config, self._decoder.dtype,
+            self.num_slots, self._windows[0], self._max_new_tokens,
+        )  # fmt: skip
         longest = -(-max(len(requests[r]) for r in pairs[:, 1]) // 8) * 8
         done = self._done if skip is None else self._done | skip
-        budget = max(
-            self._memory - 2 * self._slot_bytes * self.num_slots / num_lanes(self._mesh),
-            (1 - _SHARE_OF_BUDGET) * self._memory,
-        )
-        pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], budget, done, self._mesh)
+        pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, done, self._mesh)
         for pool, members in pools:
             for batch in self.batches([i for i in members if not done[i]]):
-                self.run_until_free(len(batch))
+                yield from self.run_until_free(len(batch))
                 tokens, lengths = pad(
                     [requests[pairs[i, 1]] for i in batch], longest, self.num_refill
                 )
                 self.refill(pool, tokens, lengths, batch, [int(pairs[i, 0]) for i in batch])
             # Gone before the next one is made: the budget is for one.
             del pool
-        self.run_until_free(self.num_slots)
+        yield from self.run_until_free(self.num_slots)
 
     def batches(self, waiting: Sequence[int]) -> Iterator[list[int]]:
         """Samples in the portions that are refilled together, short prompts first.
@@ -286,8 +295,8 @@ class _Work:
             self._slots, prompts, replicate(self._mesh, places), self._shardings
         )
 
-    def run_until_free(self, wanted: int) -> None:
-        """Draws until that many slots are free, and hands over what has ended."""
+    def run_until_free(self, wanted: int) -> Iterator[tuple[np.ndarray, Samples]]:
+        """Draws until that many slots are free, and yields what has ended."""
         while (missing := wanted - int((self._owner < 0).sum())) > 0:
             self._fit()
             owner = np.maximum(self._owner, 0)
@@ -304,7 +313,7 @@ class _Work:
                 self._shardings,
             )
             self.slot_steps += int(to_host(steps)) * self.num_slots
-            self._collect()
+            yield from self._collect()
 
     def _fit(self) -> None:
         # The smallest window with room for one more token in every slot that is in use.
@@ -313,7 +322,7 @@ class _Work:
         if size != self._slots.cache.size:
             self._slots = resize(self._slots, size=size, shardings=self._shardings)
 
-    def _collect(self) -> None:
+    def _collect(self) -> Iterator[tuple[np.ndarray, Samples]]:
         slots = self._slots
         faulty, live, ended = to_host((slots.faulty, slots.live, slots.ended))
         if faulty.any():
@@ -334,7 +343,7 @@ class _Work:
             drawn.finished[i] = ended[slot]
         self._owner[over] = -1
         self._done[indices] = True
-        self._on_samples(
+        yield (
             indices,
             Samples(
                 [drawn.token_ids[i] for i in indices],

@@ -400,10 +400,12 @@ def test_the_documentations_table():
             "keys and values of a token": token,
             "256 prefixes of 400 tokens": 256 * 400 * token,
             "attention scores, one layer": rows * heads * new * (cached + new) * 4 / model,
+            "what is added to scores": rows * new * 4 * (cached + new) * 4,
             "gathered prefixes, one layer": rows * cached * token / config.num_layers,
             "feed-forward, one layer": 3 * rows * new * width * 2 / model,
             "residual stream": rows * new * config.hidden_size * 2,
             "logits of a block": 2 * 4_096 * 32_768 * 4 / model,
+            "its powers": 9 * 4_096 * 32_768 / 16 * 4 / model,
         }
 
     assert table.keys() == figures(1).keys()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mop_jax.errors import FaultError
+from mop_jax.errors import DeviceFullError, FaultError
 from mop_jax.lm import sampling
 from mop_jax.lm import slots as device
 from mop_jax.lm.drawing import Truncation
@@ -191,6 +191,51 @@ def test_a_device_that_holds_no_response_is_a_fault(lm, work, slots, monkeypatch
     single = pytest.raises(FaultError, match="does not hold a single response")
     with pytest.warns(UserWarning, match="going on with 1 responses"), single:
         draw(lm, work)
+
+
+def test_slots_give_way_to_prefixes(lm, work, expected, slots, monkeypatch):
+    """No pool fits beside more than eight slots, and none is made while more of them are alive."""
+    slots(32)
+    pools = sampling.prefix_pools
+    alive: list[int] = []
+
+    def limited(decoder, prefixes, wanted, memory, *rest):
+        held = [a for a in jax.live_arrays() if a.ndim == 5 and a.shape[1] in (32, 16, 8)]
+        alive.append(max(a.shape[1] for a in held))
+        if alive[-1] > 8:
+            raise DeviceFullError("No single prefix fits.")
+        return pools(decoder, prefixes, wanted, memory, *rest)
+
+    monkeypatch.setattr(sampling, "prefix_pools", limited)
+    with pytest.warns(UserWarning, match="going on with 8 responses"):
+        drawn = draw(lm, work)
+    assert alive == [32, 16, 8]
+    assert drawn.token_ids == [ids for ids, _ in expected[0]]
+
+
+def test_an_error_of_the_callback_is_not_taken_for_a_full_device(lm, work, slots):
+    slots(8)
+
+    def full(indices, drawn):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: the caller's own")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="the caller's own"):
+        draw(lm, work, on_generated=full)
+
+
+def test_slots_that_cannot_be_made_are_halved(lm, work, expected, slots, monkeypatch):
+    slots(32)
+    make = sampling.idle_slots
+
+    def limited(config, dtype, num_slots, *sizes):
+        if num_slots > 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return make(config, dtype, num_slots, *sizes)
+
+    monkeypatch.setattr(sampling, "idle_slots", limited)
+    with pytest.warns(UserWarning, match="going on with 8 responses"):
+        drawn = draw(lm, work)
+    assert drawn.token_ids == [ids for ids, _ in expected[0]]
 
 
 def test_slots_are_within_the_memory_budget(lm, work, expected, slots, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mop_jax.lm.vocabulary import grid_log_probs, vocabulary_block
+from mop_jax.lm.vocabulary import grid_log_probs, power_sums, vocabulary_block
 
 MULTIPLES, INVERSES = (13, 8, 5), (1.625, 1.0, 0.625)
 
@@ -105,3 +105,11 @@ def test_blocks_divide_the_vocabulary(vocab_size):
         block = vocabulary_block(vocab_size, target)
         assert vocab_size % block == 0
         assert block == vocab_size or target / 4 <= block <= target * 4
+
+
+@pytest.mark.parametrize(("block", "parts"), [(48, 1), (7, 1), (33, 1), (96, 2), (50, 2)])
+def test_power_sums_of_blocks_of_any_size(block, parts):
+    u = np.random.default_rng(0).random((block, 5)).astype(np.float32)
+    found = power_sums(u, (13, 5, 1), parts)
+    expected = [(u.astype(np.float64) ** m).sum(axis=0) for m in (13, 5, 1)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
