@@ -35,6 +35,13 @@ from workloads import WORKLOADS, Workload
 from mop_jax import atomic
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.lm.planning import (
+    TOKENS_PER_CHUNK,
+    TOKENS_PER_CHUNK_ACCELERATOR,
+    by_backend,
+    chunk_shapes,
+    plan_chunks,
+)
 from mop_jax.lm.scoring import Scorer
 from mop_jax.prompts import PromptBuilder
 
@@ -194,12 +201,15 @@ def print_summary(name: str, result: dict[str, Any]) -> None:
 
 
 def compile_all(model: FlaxLM, work: Workload, options: argparse.Namespace) -> None:
-    """Runs a call of each shape of the whole work: those with the pairs of a few lengths.
-
-    All components' pairs, since a few of the shorter ones fill up chunks of longer ones.
-    """
-    skip = np.ones(len(work.pairs), bool)
-    skip[work.of_records(work.spread_records(8))] = False
+    """Runs a call of each shape of the whole work: that with the first chunk of the shape."""
+    each = [len(c.request + c.response) for c in work.continuations]
+    lengths = [each[i] for i in work.pairs[:, 1]]
+    budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
+    skip, met = np.ones(len(work.pairs), bool), set()
+    for chunk in plan_chunks(lengths, chunk_shapes(lengths, budget)):
+        if chunk.shape not in met:
+            met.add(chunk.shape)
+            skip[chunk.members[0]] = False
     model.score_pairs(
         work.prefixes,
         work.continuations,
