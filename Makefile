@@ -39,6 +39,7 @@ format: setup
 PEERS = .parity-venv
 bench: setup $(PEERS)/.bench-ready
 	$(BIN)/python benchmarks/scoring.py --peer-python $(PEERS)/bin/python
+	$(BIN)/python benchmarks/sampling.py --peer-python $(PEERS)/bin/python
 
 $(PEERS)/.bench-ready: benchmarks/peers/requirements.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "sampling.json"))
     options = parser.parse_args()
     model = FlaxLM.from_pretrained(options.model)
@@ -189,7 +189,7 @@ def main() -> None:
         file.write_text(json.dumps({"prompts": ids, "settings": settings}))
         peer = Peer(options.peer_python, resolve_path(options.model), file)
     everything = np.arange(len(prompts))
-    few = everything[:: max(1, len(prompts) // 64)]
+    few = everything[:: max(1, len(prompts) // max(options.batch_sizes))]
     peer.run(few[:4], 4)  # warms up
     sizes = {size: peer.run(few, size) for size in options.batch_sizes}
     for size, timing in sizes.items():

@@ -99,18 +99,18 @@ class Context(NamedTuple):
     Attributes:
         rows: int32 [B] rows of the cache that the batch's rows follow, or None for the same rows.
         positions: int32 [N], absolute.
-        bias: float32 [B, T · G, S + T] to add to scores; see `attention_bias`.
+        mask: bool [B, T, S + T], True where attention is allowed.
         rotation: cosine and sine, float32 [N, 1, E / 2]; None where positions are learned.
-        local_bias: the bias of sliding layers; None where no layer slides.
+        local_mask: the mask of sliding layers; None where no layer slides.
         local_rotation: the rotation of sliding layers.
         packing: None where the tokens are not packed: N = B · T.
     """
 
     rows: Array | None
     positions: Array
-    bias: Array
+    mask: Array
     rotation: tuple[Array, Array] | None
-    local_bias: Array | None
+    local_mask: Array | None
     local_rotation: tuple[Array, Array] | None
     packing: Packing | None
 
@@ -142,7 +142,7 @@ class Attention(nnx.Module):
         self,
         x_nd: Array,
         cached: tuple[Array, Array],
-        bias: Array,
+        mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
         inputs: Weights | None = None,
@@ -152,7 +152,7 @@ class Attention(nnx.Module):
         Args:
             x_nd: [N, D] normalised residual stream.
             cached: keys [B, K, E, S] and values [B, K, S, E] of the tokens before.
-            bias: float32 [B, T · G, S + T]; see `attention_bias`.
+            mask: bool [B, T, S + T]; see `Context`.
             rotation: cosine and sine [N, 1, E / 2] of the new tokens' positions, or None.
             packing: where rows stand in x, or None for one row behind the other, padding and all.
             inputs: the joined input projections, where they were made beforehand.
@@ -161,7 +161,7 @@ class Attention(nnx.Module):
             The update of the residual stream [N, D], and the new tokens' keys [B, K, E, T] and
             values [B, K, T, E].
         """
-        batch, length = bias.shape[0], bias.shape[1] // self.group
+        batch, length = mask.shape[:2]
         if inputs is None:
             parts: tuple[Array, ...] = (
                 self.q_proj(x_nd),
@@ -180,6 +180,7 @@ class Attention(nnx.Module):
             q, k, v = (part[packing.tokens] for part in (q, k, v))
         q, k, v = (part.reshape(batch, length, -1, self.head_dim) for part in (q, k, v))
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+        bias = attention_bias(mask, self.group)
         if length == 1:
             mixed = attend_one(q, cached, (k, v), bias, self.scale, self.softcap)
         else:

@@ -27,7 +27,6 @@ from mop_jax.lm.attention import (
     Context,
     KVCache,
     Packing,
-    attention_bias,
     empty_cache,
     extension_mask,
     pack,
@@ -68,14 +67,14 @@ class DecoderLayer(nnx.Module):
         self,
         x_nd: Array,
         cached: tuple[Array, Array],
-        bias: Array,
+        mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
         inputs: tuple[Weights | None, Weights | None] = (None, None),
     ) -> tuple[Array, tuple[Array, Array]]:
         """See `Attention.__call__` for the arguments."""
         update, new = self.self_attn(
-            self.input_layernorm(x_nd), cached, bias, rotation, packing, inputs[0]
+            self.input_layernorm(x_nd), cached, mask, rotation, packing, inputs[0]
         )
         if not self.post_norms:
             x_nd = x_nd + update
@@ -219,14 +218,12 @@ class Decoder(nnx.Module):
         packing = None if packed is None else pack(lengths_b, length, packed)
         positions_n = _packed(positions_bt, packing)
         rotation = None if config.learned_positions else rotary(config, positions_n)
-        group = config.num_heads // config.num_kv_heads
-        local_bias = local_rotation = None
+        local_mask = local_rotation = None
         if any(config.sliding_layers):
             near = within_window(positions_bt, num_cached, config.sliding_window or 0)
-            local_bias = attention_bias(mask & near, group)
+            local_mask = mask & near
             local_rotation = rotary(config, positions_n, local=True)
-        bias = attention_bias(mask, group)
-        return Context(rows_b, positions_n, bias, rotation, local_bias, local_rotation, packing)
+        return Context(rows_b, positions_n, mask, rotation, local_mask, local_rotation, packing)
 
     def _embed(self, tokens_bt: Array, context: Context) -> Array:
         x_nd = self.embed_tokens.embedding[...][_packed(tokens_bt, context.packing)]
@@ -253,12 +250,12 @@ class Decoder(nnx.Module):
         # The cache is indexed here rather than scanned over: scanning would copy every row of a
         # pool, layer by layer, where the batch needs a few.
         at = (index,) if context.rows is None else (index, context.rows)
-        bias, rotation = context.bias, context.rotation
-        if context.local_bias is not None:
-            local = (context.local_bias, context.local_rotation)
-            bias, rotation = jax.tree.map(partial(jnp.where, slides), local, (bias, rotation))
+        mask, rotation = context.mask, context.rotation
+        if context.local_mask is not None:
+            local = (context.local_mask, context.local_rotation)
+            mask, rotation = jax.tree.map(partial(jnp.where, slides), local, (mask, rotation))
         cached = (cache.keys[at], cache.values[at])
-        return module(x_nd, cached, bias, rotation, context.packing, inputs)
+        return module(x_nd, cached, mask, rotation, context.packing, inputs)
 
 
 def _packed(x_bt: Array, packing: Packing | None) -> Array:
