@@ -101,7 +101,8 @@ def elbo_trace(
         smooth = running_mean(raw, max(1, num_steps // 50))
     else:
         smooth = as_array("smoothed", smoothed, "num_steps", num_steps=num_steps)
-    verdict = "The fit settled" if converged else "The fit had not settled"
+    # Not "had not settled": a trace may also be too noisy or too short to tell.
+    verdict = "The fit settled" if converged else "The fit was not shown to settle"
     figure = new_figure(
         f"{verdict} within {num_steps:,} steps",
         f"{reason}\nPale: each step; dark: smoothed; black: means of the last two quarters.",
@@ -295,6 +296,7 @@ def omega_heatmap(
     exemplar_names: Sequence[str],
     *,
     max_exemplars: int = 48,
+    note: str = "",
 ) -> Figure:
     """Which exemplars a few personas use in a few contexts: Ω_kj(x), relative to uniform.
 
@@ -310,6 +312,7 @@ def omega_heatmap(
         record_names: [R], the contexts.
         exemplar_names: [J].
         max_exemplars: with more exemplars only the most used are shown, and it is said so.
+        note: a sentence to add above the panels, such as how these personas were chosen.
 
     Raises:
         DataError: if a shape does not fit or Ω is not a distribution over the exemplars.
@@ -340,6 +343,8 @@ def omega_heatmap(
             f" The {len(order)} most used of {num_exemplars} exemplars, with "
             f"{mean[order].sum():.0%} of the weight."
         )
+    if note:
+        how += f" {note}"
     figure = new_figure(
         f"Exemplars get from {2 ** np.nanmin(ratio):.2g} to {2 ** np.nanmax(ratio):.2g} times "
         f"their uniform share of 1/{num_exemplars}",

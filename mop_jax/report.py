@@ -70,6 +70,9 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
             [names[k] for k in shown],
             distinct_words([test.records.contexts[i] for i in rows]),
             space.components.exemplars.responses,
+            note=""
+            if len(shown) == len(names)
+            else f"Shown: the {len(shown)} of {len(names)} personas that speak most.",
         ),
     )
 

@@ -145,7 +145,7 @@ def test_elbo_axis_is_cut_so_that_the_end_is_readable() -> None:
     np.testing.assert_array_equal(end.lines[0].get_xdata(), np.arange(501, 1001))
     means = [line.get_ydata()[0] for line in end.lines[2:]]
     np.testing.assert_allclose(means, [losses[500:750].mean(), losses[750:].mean()])
-    assert "had not settled" in title(figure)
+    assert "was not shown to settle" in title(figure)
 
 
 def test_elbo_axis_is_whole_when_nothing_towers_above() -> None:
@@ -267,9 +267,13 @@ def test_omega_left_out_is_masked_and_uniform_is_not_inflated() -> None:
 
 def test_omega_shows_the_most_used_of_many_exemplars() -> None:
     omega = np.arange(1.0, 101.0)[None, None] / 5050
-    figure = plots.omega_heatmap(omega, ["p"], ["a"], [str(j) for j in range(100)], max_exemplars=3)
+    figure = plots.omega_heatmap(
+        omega, ["p"], ["a"], [str(j) for j in range(100)], max_exemplars=3, note="One of 4 personas."
+    )
     assert [t.get_text() for t in panels(figure)[0].get_xticklabels()] == ["99", "98", "97"]
-    assert "3 most used of 100 exemplars, with 6% of the weight" in figure.texts[1].get_text()
+    told = " ".join(figure.texts[1].get_text().split())
+    assert "3 most used of 100 exemplars, with 6% of the weight" in told
+    assert told.endswith("One of 4 personas.")
 
 
 # --- Embedding map ------------------------------------------------------------------------------
