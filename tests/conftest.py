@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -65,6 +66,18 @@ def compilation_cache() -> Iterator[None]:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     yield
     jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_are_let_go() -> Iterator[None]:
+    """Forgets a module's compiled programs when its tests are over.
+
+    Each holds several of the 65,530 memory maps that Linux grants a process. One worker that keeps
+    those of the whole suite comes near that, and XLA crashes where it cannot have another.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -268,7 +268,12 @@ def test_omega_left_out_is_masked_and_uniform_is_not_inflated() -> None:
 def test_omega_shows_the_most_used_of_many_exemplars() -> None:
     omega = np.arange(1.0, 101.0)[None, None] / 5050
     figure = plots.omega_heatmap(
-        omega, ["p"], ["a"], [str(j) for j in range(100)], max_exemplars=3, note="One of 4 personas."
+        omega,
+        ["p"],
+        ["a"],
+        [str(j) for j in range(100)],
+        max_exemplars=3,
+        note="One of 4 personas.",
     )
     assert [t.get_text() for t in panels(figure)[0].get_xticklabels()] == ["99", "98", "97"]
     told = " ".join(figure.texts[1].get_text().split())

@@ -25,9 +25,10 @@ from mop_jax.lm.planning import by_backend
 
 # Finite, so that a fully masked row (a padded row with an empty cache) stays free of NaN.
 MASKED = -1e30
-# Bytes of scores at a time, about. Measured on a CPU: much larger blocks take three times as long,
-# as the system clears their pages anew for each.
-SCORES = {"cpu": 2**24}
+# Bytes of scores at a time, about. Measured on a CPU: what a portion gathers from the cache and
+# computes then stays in the processor's caches, and much larger blocks take three times as long, as
+# the system clears their pages anew for each.
+SCORES = {"cpu": 2**22}
 SCORES_ACCELERATOR = 2**30
 
 
@@ -115,6 +116,27 @@ class Context(NamedTuple):
     packing: Packing | None
 
 
+class Cached(NamedTuple):
+    """What one layer's attention finds in a cache; read in portions, no sooner than it is used.
+
+    Attributes:
+        keys: [L, R, K, E, S], of all layers and rows of the cache.
+        values: [L, R, K, S, E].
+        layer: int32, whose.
+        rows: int32 [B], rows of the cache that the batch's rows follow, or None for the same rows.
+    """
+
+    keys: Array
+    values: Array
+    layer: Array
+    rows: Array | None
+
+    def read(self, rows: Array | None) -> tuple[Array, Array]:
+        """Keys [..., K, E, S] and values [..., K, S, E] of some rows [...]; of all, for None."""
+        at = (self.layer,) if rows is None else (self.layer, rows)
+        return self.keys[at], self.values[at]
+
+
 class Attention(nnx.Module):
     """Grouped-query attention of new tokens over cached tokens and themselves."""
 
@@ -141,7 +163,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_nd: Array,
-        cached: tuple[Array, Array],
+        cached: Cached,
         mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
@@ -151,7 +173,7 @@ class Attention(nnx.Module):
 
         Args:
             x_nd: [N, D] normalised residual stream.
-            cached: keys [B, K, E, S] and values [B, K, S, E] of the tokens before.
+            cached: the tokens before.
             mask: bool [B, T, S + T]; see `Context`.
             rotation: cosine and sine [N, 1, E / 2] of the new tokens' positions, or None.
             packing: where rows stand in x, or None for one row behind the other, padding and all.
@@ -180,13 +202,14 @@ class Attention(nnx.Module):
             q, k, v = (part[packing.tokens] for part in (q, k, v))
         q, k, v = (part.reshape(batch, length, -1, self.head_dim) for part in (q, k, v))
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        bias = attention_bias(mask, self.group)
         if length == 1:
-            mixed = attend_one(q, cached, (k, v), bias, self.scale, self.softcap)
+            before = cached.read(cached.rows)
+            bias = attention_bias(mask, self.group)
+            mixed = attend_one(q, before, (k, v), bias, self.scale, self.softcap)
         else:
             # Rows that are not packed may lie on several devices: a loop would collect them.
             most = None if packing is None else by_backend(SCORES, SCORES_ACCELERATOR)
-            mixed = attend(q, cached, (k, v), bias, self.scale, self.softcap, most)
+            mixed = attend(q, cached, (k, v), mask, self.scale, self.softcap, most)
         mixed = mixed.reshape(batch * length, -1).astype(x_nd.dtype)
         if packing is not None:
             mixed = mixed[packing.slots]
@@ -195,9 +218,9 @@ class Attention(nnx.Module):
 
 def attend(
     q: Array,
-    cached: tuple[Array, Array],
+    cached: Cached,
     new: tuple[Array, Array],
-    bias: Array,
+    mask: Array,
     scale: float,
     cap: float | None,
     most: int | None = None,
@@ -209,9 +232,9 @@ def attend(
 
     Args:
         q: [B, T, H, E].
-        cached: keys [B, K, E, S] and values [B, K, S, E].
+        cached: the tokens before.
         new: keys [B, K, E, T] and values [B, K, T, E].
-        bias: float32 [B, T · G, S + T], added to the scores; see `attention_bias`.
+        mask: bool [B, T, S + T], True where attention is allowed.
         scale: factor of the scores.
         cap: of the scores; see `softcap`.
         most: bytes of scores at a time, about: rows are run in portions.
@@ -219,8 +242,6 @@ def attend(
     batch, length, num_heads, width = q.shape
     num_kv_heads = new[0].shape[1]
     group = num_heads // num_kv_heads
-    keys = jnp.concatenate([cached[0].astype(new[0].dtype), new[0]], axis=-1)
-    values = jnp.concatenate([cached[1].astype(new[1].dtype), new[1]], axis=-2)
     q = (
         (q.astype(jnp.float32) * scale)
         .astype(q.dtype)
@@ -229,7 +250,11 @@ def attend(
     q = q.transpose(0, 2, 1, 3).reshape(batch, num_kv_heads, length * group, width)
 
     def mix(rows: tuple[Array, ...]) -> Array:
-        q, keys, values, bias = rows
+        q, new_keys, new_values, mask, *at = rows
+        before = cached.read(at[0] if at else None)
+        keys = jnp.concatenate([before[0].astype(new_keys.dtype), new_keys], axis=-1)
+        values = jnp.concatenate([before[1].astype(new_values.dtype), new_values], axis=-2)
+        bias = attention_bias(mask, group)
         scores = jnp.einsum("...ne,...es->...ns", q, keys, preferred_element_type=jnp.float32)
         scores = softcap(scores, cap) + bias[..., None, :, :]
         weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -237,12 +262,15 @@ def attend(
         mixed = jnp.einsum("...ns,...se->...ne", weights.astype(values.dtype), values)
         return mixed.astype(jnp.float32) / total
 
-    rows = (q, keys, values, bias)
-    portions = 1 if most is None else -(-4 * num_kv_heads * bias.size // most)
+    rows = (q, *new, mask)
+    portions = 1 if most is None else -(-4 * num_heads * mask.size // most)
     if portions > 1 and batch > 1:
-        mixed = jax.lax.map(mix, rows, batch_size=-(-batch // portions))
-    else:
+        at = jnp.arange(batch) if cached.rows is None else cached.rows
+        mixed = jax.lax.map(mix, (*rows, at), batch_size=-(-batch // portions))
+    elif cached.rows is None:
         mixed = mix(rows)
+    else:
+        mixed = mix((*rows, cached.rows))
     mixed = mixed.reshape(batch, num_kv_heads, length, group * width).transpose(0, 2, 1, 3)
     return mixed.reshape(batch, length, num_heads, width)
 
@@ -311,7 +339,7 @@ def attention_bias(mask: Array, group: int) -> Array:
     Returns:
         float32 [B, T · G, S + T].
     """
-    return jnp.repeat(jnp.where(mask, 0.0, MASKED), group, axis=1)
+    return jnp.repeat(jnp.where(mask, 0.0, MASKED), group, axis=-2)
 
 
 def within_window(positions_bt: Array, num_cached: int, window: int) -> Array:

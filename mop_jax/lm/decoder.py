@@ -24,6 +24,7 @@ from jax import Array
 
 from mop_jax.lm.attention import (
     Attention,
+    Cached,
     Context,
     KVCache,
     Packing,
@@ -66,7 +67,7 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x_nd: Array,
-        cached: tuple[Array, Array],
+        cached: Cached,
         mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
@@ -249,12 +250,11 @@ class Decoder(nnx.Module):
     def _run(self, module, cache, index, slides, x_nd, context, inputs=(None, None)):
         # The cache is indexed here rather than scanned over: scanning would copy every row of a
         # pool, layer by layer, where the batch needs a few.
-        at = (index,) if context.rows is None else (index, context.rows)
         mask, rotation = context.mask, context.rotation
         if context.local_mask is not None:
             local = (context.local_mask, context.local_rotation)
             mask, rotation = jax.tree.map(partial(jnp.where, slides), local, (mask, rotation))
-        cached = (cache.keys[at], cache.values[at])
+        cached = Cached(cache.keys, cache.values, index, context.rows)
         return module(x_nd, cached, mask, rotation, context.packing, inputs)
 
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mop_jax.lm.attention import (
+    Cached,
     attend,
     attend_one,
     attention_bias,
@@ -71,17 +72,28 @@ def test_attention_against_a_loop(num_cached, length, window, cap):
     mask = extension_mask(jnp.asarray(offsets), jnp.asarray(lengths), num_cached, length)
     mask = np.asarray(mask & within_window(jnp.asarray(positions), num_cached, window))
     real = np.arange(length) < lengths[:, None]
-    mixing = attend_one if length == 1 else attend
-    bias = attention_bias(jnp.asarray(mask), group)
     # As caches lie: keys [B, K, E, S] and values [B, K, S, E].
     before, behind = (
         (keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)) for keys, values in (cached, new)
     )
-    found = np.asarray(mixing(q, before, behind, bias, 0.4, cap))
-    for most in (1, 4 * num_kv_heads * bias[:2].size) if length > 1 else ():
-        # In portions of one row; of two, and a rest of one.
-        parts = attend(q, before, behind, bias, 0.4, cap, most)
-        np.testing.assert_allclose(parts, found, atol=1e-6)
+    if length == 1:
+        bias = attention_bias(jnp.asarray(mask), group)
+        found = np.asarray(attend_one(q, before, behind, bias, 0.4, cap))
+    else:
+        # The second of two layers of a cache: its rows as they are, or found among others.
+        rows = jnp.asarray([4, 0, 2])
+        whole = (jnp.stack([jnp.full_like(x, 9), x]) for x in before)
+        same = Cached(*whole, jnp.int32(1), None)
+        among = np.full((2, 2, 5, *before[0].shape[1:]), 9, np.float32)
+        among_keys, among_values = among[0], among[1].swapaxes(-1, -2)
+        among_keys[1, rows], among_values[1, rows] = before
+        other = Cached(jnp.asarray(among_keys), jnp.asarray(among_values), jnp.int32(1), rows)
+        found = np.asarray(attend(q, same, behind, mask, 0.4, cap))
+        # At once; in portions of one row; of two, and a rest of one.
+        for most in (None, 1, 4 * num_kv_heads * group * mask[:2].size):
+            for cache in (same, other):
+                parts = attend(q, cache, behind, mask, 0.4, cap, most)
+                np.testing.assert_allclose(parts, found, atol=1e-6)
     keys, values = (np.concatenate([c, n], axis=1) for c, n in zip(cached, new))
     # A real token sees at least itself; padding sees nothing of use, and gives no NaN.
     assert mask[real].any(axis=-1).all()
