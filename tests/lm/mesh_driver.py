@@ -22,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 from mop_jax.errors import NotFiniteError
-from mop_jax.lm import flax_lm, planning, scoring, vocabulary
+from mop_jax.lm import attention, flax_lm, planning, scoring, vocabulary
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.memory import kv_bytes_per_token
@@ -156,9 +156,11 @@ def main(out: str, splits: str, *checkpoints: str) -> None:
     """Writes everything asked for."""
     if "JAX_PROCESS_ID" in os.environ:
         initialize_distributed()
-    # A short vocabulary still makes several blocks, and few tokens several batches.
+    # A short vocabulary still makes several blocks, few tokens several batches, few rows several
+    # portions of attention.
     vocabulary.VOCABULARY_BLOCK["cpu"] = 64
     vocabulary.POSITION_BLOCK["cpu"] = 16
+    attention.SCORES["cpu"] = 4_000
     planning.TOKENS_PER_CHUNK["cpu"] = 24
     planning.CHUNKS_PER_CALL["cpu"] = 2
     # Compiled programs are kept where the suite keeps its own.
