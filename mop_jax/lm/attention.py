@@ -267,10 +267,8 @@ def attend(
     if portions > 1 and batch > 1:
         at = jnp.arange(batch) if cached.rows is None else cached.rows
         mixed = jax.lax.map(mix, (*rows, at), batch_size=-(-batch // portions))
-    elif cached.rows is None:
-        mixed = mix(rows)
     else:
-        mixed = mix((*rows, cached.rows))
+        mixed = mix(rows if cached.rows is None else (*rows, cached.rows))
     mixed = mixed.reshape(batch, num_kv_heads, length, group * width).transpose(0, 2, 1, 3)
     return mixed.reshape(batch, length, num_heads, width)
 
