@@ -5,6 +5,7 @@ Unknown fields are refused by name, so that a misspelt setting cannot be passed 
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -237,4 +238,20 @@ def parse_config(content: str, where: str) -> RunConfig:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise DataError(f"{where}: {field}: {first['msg']}{more}.") from error
+        reason = first["msg"]
+        if first["type"] == "extra_forbidden":
+            reason = _unknown_field(first["loc"])
+        raise DataError(f"{where}: {field}: {reason}{more}.") from error
+
+
+def _unknown_field(place: tuple[int | str, ...]) -> str:
+    """What is accepted where the field at `place` was given."""
+    model: Any = RunConfig
+    for part in place[:-1]:
+        known = getattr(model, "model_fields", {}).get(part)
+        model = known.annotation if known else None
+    accepted = list(getattr(model, "model_fields", {}))
+    near = get_close_matches(str(place[-1]), accepted, 1)
+    if near:
+        return f"this is no field; the nearest is {near[0]}"
+    return "this is no field" + (f"; accepted are {', '.join(accepted)}" if accepted else "")

@@ -90,8 +90,8 @@ def embedding_map(
 
     Principal components are fitted on the real embeddings alone: simulated responses cannot bend
     the plane towards themselves. Each cloud has its centre and its 2-standard-deviation ellipse.
-    The title compares the two ellipses' areas and says how far the simulated centre lies from the
-    real one, in standard deviations of the real cloud in that direction (Mahalanobis).
+    The title compares the ellipses' areas; it or the caption says how far the simulated centre lies
+    from the real one, in standard deviations of the real cloud in that direction (Mahalanobis).
 
     Args:
         real: embeddings of the real responses [N, D], N at least 3.
@@ -100,7 +100,7 @@ def embedding_map(
         simulated_labels: a label for each simulated response [M].
         max_labels: panels for at most this many labels, the commonest among the real.
         reference: embeddings [R, D] of responses that ought to look like the real ones, such as
-            training records; the caption gives the same two numbers for them.
+            training records; title and caption give the same two numbers for them.
         reference_name: what they are.
 
     Raises:
@@ -121,14 +121,10 @@ def embedding_map(
         raise DataError("`real_labels` and `simulated_labels` go together: give both or neither.")
     projection = PCA(n_components=2, svd_solver="full").fit(real_array)
     clouds = (projection.transform(real_array), projection.transform(simulated_array))
-    beside = ""
+    compared = None
     if reference is not None:
         others = projection.transform(as_array("reference", reference, "R D", D=width))
-        if (compared := _compared(clouds[0], others)) is not None:
-            beside = (
-                f"\nFor comparison, {reference_name}: {compared[0]:.2f} times the area, "
-                f"{compared[1]:.2f} sd away."
-            )
+        compared = _compared(clouds[0], others)
     panels: list[tuple[str, tuple[np.ndarray, np.ndarray]]] = [("All", clouds)]
     if real_labels is not None and simulated_labels is not None:
         of_real = as_names("real_labels", real_labels, "real response", num_real)
@@ -142,9 +138,7 @@ def embedding_map(
     rows = -(-len(panels) // columns)
     panel_height = {1: 4.8, 2: 3.6, 3: 2.6}[columns]
     figure = new_figure(
-        _likeness(clouds),
-        "Sentence embeddings on the first two principal components of the real responses.\n"
-        "Ellipses: 2 sd, which hold 86.5% of a Gaussian cloud; crosses: centres." + beside,
+        *_likeness(clouds, compared, reference_name),
         body_height=rows * (panel_height + 0.25) + 0.35,
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
@@ -171,19 +165,28 @@ def embedding_map(
     return figure
 
 
-def _likeness(clouds: tuple[np.ndarray, np.ndarray]) -> str:
-    """How far apart the centres are and how much of the spread is there, in one line.
+def _likeness(
+    clouds: tuple[np.ndarray, np.ndarray], reference: tuple[float, float] | None, name: str
+) -> tuple[str, str]:
+    """Title and small print: how much of the spread is there, and how far apart the centres are.
 
     Not the share of simulated responses inside the real ellipse: that rewards a collapsed cloud.
+    The axes were fitted to the real responses, so that any other cloud is smaller on them: what is
+    small is to be seen beside other real responses.
     """
+    how = (
+        "Sentence embeddings on the first two principal components of the real responses.\n"
+        "Ellipses: 2 sd, which hold 86.5% of a Gaussian cloud; crosses: centres."
+    )
     compared = _compared(*clouds)
     if compared is None:
-        return "Real and simulated responses in embedding space"
+        return "Real and simulated responses in embedding space", how
     area, off = compared
-    return (
-        f"The simulated ellipse has {area:.2f} times the real one's area, "
-        f"its centre {off:.2f} sd away"
-    )
+    title = f"The simulated ellipse has {area:.2f} times the real one's area"
+    if reference is None:
+        return f"{title}, its centre {off:.2f} sd away", how
+    how += f" Centres: simulated {off:.2f} sd from the real one, {name} {reference[1]:.2f}."
+    return f"{title}; that of {name} {reference[0]:.2f}", how
 
 
 def _compared(real: np.ndarray, other: np.ndarray) -> tuple[float, float] | None:
@@ -255,7 +258,9 @@ def _rows(name: str, rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.nda
 
 
 @styled
-def held_out_comparison(rows: Sequence[Row], differences: Sequence[Row], note: str = "") -> Figure:
+def held_out_comparison(
+    rows: Sequence[Row], differences: Sequence[Row], note: str = "", *, headline: str | None = None
+) -> Figure:
     """Held-out log-likelihood of each predictor, and what each gains over the uniform mixture.
 
     Levels differ from record to record far more than predictors do, so the claim is in the paired
@@ -267,9 +272,12 @@ def held_out_comparison(rows: Sequence[Row], differences: Sequence[Row], note: s
         differences: (name, mean, standard error) of the paired difference to the uniform mixture,
             nats per record; where every name is one of `rows`, the two panels share their rows.
         note: a line of small print, such as the result of doubling the candidates.
+        headline: name of the difference that the title is about, chosen before the numbers were
+            seen; by default the title is about the largest.
 
     Raises:
-        DataError: if there is no row, or a row is not (name, mean, standard error).
+        DataError: if there is no row, a row is not (name, mean, standard error), or `headline` is
+            the name of no difference.
     """
     names, means, ses = _rows("rows", rows)
     gain_names, gains, gain_ses = _rows("differences", differences)
@@ -278,12 +286,17 @@ def held_out_comparison(rows: Sequence[Row], differences: Sequence[Row], note: s
     best = int(np.argmax(gains))
     better = gains - 2 * gain_ses > 0
     near = np.abs(gains) <= FAR * max(abs(gains[best]), 2 * gain_ses[best])
-    title = (
-        f"{_spoken(gain_names[best])} gains {gains[best]:.2f} ± {gain_ses[best]:.2f} nats per "
-        "held-out record over the uniform mixture"
-        if better[best]
-        else "No predictor is clearly better than the uniform mixture on held-out records"
-    )
+    if headline is not None and headline not in gain_names:
+        raise DataError(f"`headline` is {headline!r}; accepted: {', '.join(gain_names)}.")
+    about = best if headline is None else gain_names.index(headline)
+    name, gain = _spoken(gain_names[about]), f"{gains[about]:.2f} ± {gain_ses[about]:.2f} nats"
+    if better[about]:
+        title = f"{name} gains {gain} per held-out record over the uniform mixture"
+    elif headline is None:
+        title = "No predictor is clearly better than the uniform mixture on held-out records"
+    else:
+        title = f"{name} is not clearly better than the uniform mixture on held-out records"
+    title = title[:1].upper() + title[1:]
     shared = set(gain_names) <= set(names)
     figure = new_figure(
         title,
@@ -397,7 +410,7 @@ def candidate_check(
     figure = new_figure(
         f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves {signed(move, 3)} nats; "
         f"its standard error is {error_of_claim:.3f}",
-        "Mop minus the uniform mixture on held-out records, ± 1 standard error, by the number of "
+        "Mixture of personas minus uniform mixture on held-out records, ± 1 standard error, by the "
         f"candidates scored.\n{verdict} Band: the reported estimate ± 1 standard error.",
         body_height=2.7,
     )
@@ -421,5 +434,5 @@ def candidate_check(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.margins(x=0.12, y=0.15)
     axes.set_xlabel("candidates per record")
-    axes.set_ylabel("mop − uniform (nats per record)")
+    axes.set_ylabel("gain over uniform (nats per record)")
     return figure

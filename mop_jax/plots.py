@@ -208,6 +208,8 @@ def persona_weights(
     """
     draws = as_array("weights", weights, "S K")
     num_draws, num_personas = draws.shape
+    # A point estimate may come as many equal draws.
+    has_intervals = bool((draws != draws[0]).any())
     labels = as_names("names", names, "persona", num_personas)
     if (draws < 0).any() or not np.allclose(draws.sum(axis=1), 1.0, atol=1e-3):
         raise DataError("`weights` must be at least 0 and sum to 1 over the personas of each draw.")
@@ -224,8 +226,8 @@ def persona_weights(
     how = (
         "Point: posterior mean; thick and thin: equal-tailed 50% and 94% intervals.\n"
         "Blue where the 94% interval excludes the dashed reference."
-        if num_draws > 1
-        else "Point estimates (a single draw): no intervals."
+        if has_intervals
+        else "Point estimates: no intervals."
     )
     if len(order) < num_personas:
         how += (
@@ -267,6 +269,8 @@ def _interval_rows(
     outer = np.quantile(draws, INTERVAL, axis=0)
     inner = np.quantile(draws, INNER_INTERVAL, axis=0)
     excludes = (outer[0] > reference) | (outer[1] < reference)
+    # Equal draws are a point estimate, of which no interval excludes anything.
+    excludes &= (draws != draws[0]).any()
     colours = np.where(excludes, BLUE, GREY).tolist()
     text_rows(axes)
     axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
     # A few personas, those that speak most, before a few held-out contexts spread over the side.
     test = space.sides["test"]
     shown = np.argsort(-shares.mean(axis=0))[:3]
-    rows = np.unique(np.linspace(0, len(test.records) - 1, 6).astype(int))
+    different = np.sort(np.unique(test.records.contexts, return_index=True)[1])
+    rows = different[np.unique(np.linspace(0, len(different) - 1, 6).astype(int))]
     omega = np.exp(np.asarray(gate_at(posterior, test.contexts[rows]).exemplar_log_probs()))
     omega = omega.mean(axis=0)
     save_figure(
@@ -68,7 +70,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
         plots.omega_heatmap(
             omega[:, shown].transpose(1, 0, 2),
             [names[k] for k in shown],
-            distinct_words([test.records.contexts[i] for i in rows]),
+            without_common_ends([test.records.contexts[i] for i in rows]),
             space.components.exemplars.responses,
             note=""
             if len(shown) == len(names)
@@ -96,7 +98,7 @@ def _embedding_map(space: Workspace, folder: Path) -> None:
             real_labels=labels,
             simulated_labels=None if labels is None else frame["label"].tolist(),
             reference=encode(space.sides["train"].records.responses),
-            reference_name="training responses",
+            reference_name="real training responses",
         ),
     )
 
@@ -113,7 +115,10 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
     save_figure(
         folder / "held_out.png",
         plots.held_out_comparison(
-            [row(name, name) for name in NAMES], differences, check_sentence(check)
+            [row(name, name) for name in NAMES],
+            differences,
+            check_sentence(check),
+            headline=NAMES["mop"],
         ),
     )
     points = sorted(
@@ -173,10 +178,22 @@ def convergence_warning(metrics: dict[str, Any]) -> str:
     return f"Not converged: {names}. {reason} Set inference.num_steps."
 
 
-def distinct_words(texts: list[str]) -> list[str]:
-    """Each text without the words that all of them share: what tells them apart."""
-    common = set.intersection(*(set(text.split()) for text in texts)) if len(texts) > 1 else set()
-    return [" ".join(w for w in text.split() if w not in common) or text for text in texts]
+def without_common_ends(texts: list[str]) -> list[str]:
+    """Each text without the first and the last words that all of them share, "…" in their place."""
+    if len(texts) < 2:
+        return texts
+    words = [text.split() for text in texts]
+    first = _num_shared(words)
+    last = _num_shared([each[first:][::-1] for each in words])
+    middles = [" ".join(each[first : len(each) - last]) for each in words]
+    marked = ["…" * (first > 0) + middle + "…" * (last > 0) for middle in middles]
+    return [mark if middle else text for mark, middle, text in zip(marked, middles, texts)]
+
+
+def _num_shared(sequences: list[list[str]]) -> int:
+    """How many words, from the first, all sequences have in common."""
+    columns = zip(*sequences)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

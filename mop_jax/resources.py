@@ -81,5 +81,6 @@ def _hub_snapshot(repo_id: str) -> Path:
     except Exception as error:  # the hub client raises many unrelated kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FaultError(
-            f"{repo_id} is no local path and could not be loaded from the hub: {reason}"
+            f"{repo_id} is no local path and could not be loaded from the hub ({reason}); "
+            "accepted are a local folder, a .gguf file, package:PACKAGE/FILE and a hub id."
         ) from error

@@ -66,8 +66,8 @@ class RunFolder:
                 difference concerns are done again, scores are kept.
 
         Raises:
-            DataError: if the folder was made with another configuration and `update` is False, or
-                is no run folder.
+            DataError: if steps were finished with another configuration and `update` is False, or
+                the folder is no run folder.
             FaultError: if its manifest is damaged.
         """
         self.path = Path(path)
@@ -98,7 +98,8 @@ class RunFolder:
             }
         stored = manifest["configuration"]
         different = _first_difference(stored, wanted)
-        if different and not self._update:
+        # Where no step was finished, as when a name was misspelt, there is nothing to protect.
+        if different and manifest["steps"] and not self._update:
             field, old, new = different
             raise DataError(
                 f"{self.path} was made with another configuration: {field} is {old!r} there "

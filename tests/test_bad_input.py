@@ -217,8 +217,8 @@ def test_a_bad_configuration_file(mop, tmp_path, content, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"personas": {"number": 3}}, ["personas.number", "not permitted"]),
-        ({"seeds": 3}, ["seeds", "not permitted"]),
+        ({"personas": {"number": 3}}, ["personas.number", "no field", "num_personas"]),
+        ({"seeds": 3}, ["seeds", "no field; the nearest is seed"]),
         ({"inference": {"num_steps": "many"}}, ["inference.num_steps", "integer"]),
         ({"candidates": {"method": "best"}}, ["candidates.method", "'importance'"]),
         ({"prompt": {"form": "custom"}}, ["prompt", "custom needs component"]),

@@ -204,6 +204,14 @@ def test_colour_says_whether_the_interval_excludes_the_reference() -> None:
     assert colours == [plot_style.BLUE, plot_style.GREY, plot_style.BLUE]
 
 
+def test_equal_draws_are_a_point_estimate() -> None:
+    weights = np.tile([0.9, 0.1], (50, 1))
+    figure = plots.persona_weights(weights, ["a", "b"], population_label="x")
+    assert figure.texts[1].get_text() == "Point estimates: no intervals."
+    colours = panels(figure)[0].collections[0].get_color()
+    assert {mpl.colors.to_hex(colour).upper() for colour in colours} == {plot_style.GREY}
+
+
 def test_only_the_heaviest_of_many_personas_and_the_figure_says_so() -> None:
     weights = np.full((5, 40), 1 / 40)
     weights[:, 7] += 0.01
@@ -332,6 +340,13 @@ def test_map_title_measures_spread_and_shift() -> None:
     heading = title(plots.embedding_map(real, real / 2 + shift))
     assert "0.25 times the real one's area" in heading
     assert "2.00 sd away" in heading
+    beside = plots.embedding_map(
+        real, real / 2 + shift, reference=real * 0.6, reference_name="others"
+    )
+    assert title(beside) == (
+        "The simulated ellipse has 0.25 times the real one's area; that of others 0.36"
+    )
+    assert "simulated 2.00 sd from the real one, others 0.00." in beside.texts[1].get_text()
 
 
 def test_map_has_a_panel_for_each_label() -> None:
@@ -380,7 +395,7 @@ def test_held_out_rows_are_shared_and_far_differences_are_arrows() -> None:
     )
     levels, paired = panels(figure)
     assert y_labels(levels) == ["zero shot", "uniform mixture", "mop"]
-    assert title(figure).startswith("mop gains 0.80 ± 0.10 nats")
+    assert title(figure).startswith("Mop gains 0.80 ± 0.10 nats")
     assert figure.texts[-1].get_text() == "Doubling moves it by 0.01."
     assert dict(zip(notes(paired), (t.xy[1] for t in paired.texts))) == {
         "+0.80 ± 0.10": 2,
@@ -402,6 +417,14 @@ def test_held_out_claims_nothing_within_two_standard_errors() -> None:
     assert title(figure).startswith("No predictor is clearly better")
     assert y_labels(panels(figure)[1]) == ["mop at τ = 1", "mop"]
     assert plot_style.BLUE not in {line.get_color() for line in panels(figure)[1].lines}
+
+
+def test_held_out_title_is_about_what_was_chosen_beforehand() -> None:
+    gains = [("mop at τ = 1", 0.5, 0.1), ("mop", 0.1, 0.1)]
+    figure = plots.held_out_comparison(ROWS, gains, headline="mop")
+    assert title(figure).startswith("Mop is not clearly better than the uniform mixture")
+    figure = plots.held_out_comparison(ROWS, [gains[0], ("mop", 0.4, 0.1)], headline="mop")
+    assert title(figure).startswith("Mop gains 0.40 ± 0.10 nats")
 
 
 def test_candidate_check_compares_the_last_move_with_its_standard_error() -> None:

@@ -11,7 +11,13 @@ from rich.console import Console
 
 from mop_jax import pipeline
 from mop_jax.errors import FaultError
-from mop_jax.report import NAMES, check_sentence, read_metrics, results_table
+from mop_jax.report import (
+    NAMES,
+    check_sentence,
+    read_metrics,
+    results_table,
+    without_common_ends,
+)
 from mop_jax.run_folder import file_hash
 from tests.run_fixtures import LINE_SEPARATOR, contents, undo
 
@@ -129,3 +135,18 @@ def test_figures_of_whatever_a_model_writes(copy_of_run, materials):
     changed = {name for name in after if after[name] != before[name]} - {"manifest.json"}
     assert changed == {"figures/embedding_map.png"}
     assert np.frombuffer(after["figures/embedding_map.png"][:8], np.uint8)[0] == 0x89
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (["Review the film Alien now", "Review the film Heat now"], ["…Alien…", "…Heat…"]),
+        (["What do you think?", "Why you?"], ["What do you think?", "Why you?"]),
+        (["What do you say now", "What are you up to"], ["…do you say now", "…are you up to"]),
+        (["the same", "the same"], ["the same", "the same"]),
+        (["one", "one two"], ["one", "…two"]),
+        (["alone"], ["alone"]),
+    ],
+)
+def test_contexts_are_shown_without_the_ends_that_all_share(texts, shown):
+    assert without_common_ends(texts) == shown

@@ -108,13 +108,21 @@ def test_a_step_that_fails_or_is_interrupted_is_not_done(folder):
     ],
 )
 def test_another_configuration_is_refused_by_field(folder, changes, named):
-    RunFolder(folder, config())
+    run = RunFolder(folder, config())
+    run.perform("fit", fingerprint("fit", run.config.seed), ["out.txt"], Work(run))
     before = stored(folder)
     with pytest.raises(DataError, match="another configuration") as caught:
         RunFolder(folder, config(**changes))
     assert named in str(caught.value)
     assert "--update" in str(caught.value)
     assert stored(folder) == before
+
+
+def test_a_folder_without_a_finished_step_takes_any_configuration(folder):
+    """As after a first run that ended at a misspelt name of the data file."""
+    RunFolder(folder, config(seed=3))
+    RunFolder(folder, config())
+    assert stored(folder)["configuration"]["seed"] == 0
 
 
 def test_update_adopts_the_configuration_and_keeps_steps_that_it_does_not_concern(folder):
