@@ -208,8 +208,6 @@ def persona_weights(
     """
     draws = as_array("weights", weights, "S K")
     num_draws, num_personas = draws.shape
-    # A point estimate may come as many equal draws.
-    has_intervals = bool((draws != draws[0]).any())
     labels = as_names("names", names, "persona", num_personas)
     if (draws < 0).any() or not np.allclose(draws.sum(axis=1), 1.0, atol=1e-3):
         raise DataError("`weights` must be at least 0 and sum to 1 over the personas of each draw.")
@@ -226,7 +224,7 @@ def persona_weights(
     how = (
         "Point: posterior mean; thick and thin: equal-tailed 50% and 94% intervals.\n"
         "Blue where the 94% interval excludes the dashed reference."
-        if has_intervals
+        if any(_varies(values) for values in (draws, taus) if values is not None)
         else "Point estimates: no intervals."
     )
     if len(order) < num_personas:
@@ -261,6 +259,11 @@ def persona_weights(
     return figure
 
 
+def _varies(draws: np.ndarray) -> bool:
+    """Whether draws [S, K] differ; a point estimate may come as many, equal but for rounding."""
+    return not np.allclose(draws, draws[0], rtol=1e-5, atol=0.0)
+
+
 def _interval_rows(
     axes: Axes, draws: np.ndarray, *, reference: float, reference_label: str
 ) -> None:
@@ -269,8 +272,7 @@ def _interval_rows(
     outer = np.quantile(draws, INTERVAL, axis=0)
     inner = np.quantile(draws, INNER_INTERVAL, axis=0)
     excludes = (outer[0] > reference) | (outer[1] < reference)
-    # Equal draws are a point estimate, of which no interval excludes anything.
-    excludes &= (draws != draws[0]).any()
+    excludes &= _varies(draws)
     colours = np.where(excludes, BLUE, GREY).tolist()
     text_rows(axes)
     axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
