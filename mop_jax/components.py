@@ -31,7 +31,7 @@ from mop_jax.likelihoods import LikelihoodStore, score_missing
 from mop_jax.lm.base import LanguageModel, TemperatureGrid
 from mop_jax.models import MixtureData, mixture_data
 from mop_jax.personas import Persona, cluster_records, record_texts, synthesise_personas
-from mop_jax.population import Population
+from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder
 
 LeaveOut = Literal["record", "group"]

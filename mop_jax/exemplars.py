@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from mop_jax.errors import DataError
-from mop_jax.population import Population
-from mop_jax.population_splits import apportion
+from mop_jax.population.population import Population
+from mop_jax.population.splits import apportion
 
 Allocation = Literal["proportional", "equal"]
 

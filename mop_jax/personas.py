@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from mop_jax import atomic
 from mop_jax.errors import DataError, FaultError
-from mop_jax.population import Population
+from mop_jax.population.population import Population
 from mop_jax.resources import resolve_path
 
 OPENING = "You are"

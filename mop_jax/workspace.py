@@ -24,7 +24,7 @@ from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.models import MixtureData
 from mop_jax.personas import read_personas
-from mop_jax.population import Population
+from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
 from mop_jax.run_folder import RunFolder
 

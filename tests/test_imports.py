@@ -22,7 +22,7 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 LAYERS = (
     {"errors"},
     {"atomic", "resources", "progress", "temperature"},
-    {"population_files", "population_splits", "population", "prompts", "checkpoint", "bert",
+    {"population", "prompts", "checkpoint", "bert",
      "mpnet", "encoder", "personas", "exemplars", "proposals", "candidates"},
     {"lm"},
     {"likelihoods"},

@@ -1,7 +1,7 @@
 """The population: records (context, response) with optional labels, groups and weights.
 
 `Population` holds validated records and nothing else. `Population.from_dataframe` makes them from
-named columns; `population_files` reads the files, `population_splits` draws the splits.
+named columns; `files` reads the files, `splits` draws the splits.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 
 from mop_jax.errors import DataError
-from mop_jax.population_files import read_table
-from mop_jax.population_splits import SplitBy, split_rows
+from mop_jax.population.files import read_table
+from mop_jax.population.splits import SplitBy, split_rows
 
 
 @dataclass(frozen=True, eq=False)

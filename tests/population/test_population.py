@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from mop_jax.errors import DataError
 from mop_jax.population import Population, text_key
-from mop_jax.population_splits import apportion
+from mop_jax.population.splits import apportion
 
 FRAME = pd.DataFrame(
     {

@@ -1,0 +1,5 @@
+"""Populations: records read from files and tables, validated, and split for held-out claims."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
