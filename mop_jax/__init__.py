@@ -15,7 +15,7 @@ from mop_jax import inference, models
 from mop_jax.components import Components
 from mop_jax.config import RunConfig, load_config
 from mop_jax.distributions import PersonaMixture
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.errors import DataError, FaultError, MopError
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM

@@ -23,7 +23,7 @@ from mop_jax.candidates import (
     importance_candidates,
     renormalised_candidates,
 )
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.errors import DataError
 from mop_jax.exemplars import Allocation, cross_strata, leave_out_mask, select_exemplars
 from mop_jax.inference import Posterior, SimulatedResponse, gate_at, simulate

@@ -18,7 +18,7 @@ from mop_jax import atomic
 from mop_jax.candidates import CandidateSet
 from mop_jax.components import Components, LeaveOut, spread
 from mop_jax.config import RunConfig
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.likelihoods import LikelihoodStore, score_missing
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM

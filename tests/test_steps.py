@@ -13,7 +13,7 @@ import pytest
 from scipy.special import logsumexp
 
 from mop_jax import pipeline, steps
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.lm.flax_lm import FlaxLM
 from tests.run_fixtures import contents, read_json, read_lines, undo, unfinished_files
 

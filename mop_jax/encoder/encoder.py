@@ -6,7 +6,7 @@ are cut (`sentence_bert_config.json`), how token vectors are pooled (`1_Pooling/
 whether the result is normalised (`modules.json`). A value that is not implemented is refused by
 name; none is read and ignored.
 
-A network is one module class like `mop_jax.bert.Bert`: attributes named as the checkpoint names
+A network is one module class like `mop_jax.encoder.bert.Bert`: attributes named as the checkpoint names
 them, `from_config`, `unused` tensor names, and a call (ids, lengths) → hidden states. A further
 family is one such page and one line in `_NETWORKS`.
 """
@@ -26,10 +26,10 @@ from flax import nnx
 from tokenizers import Tokenizer
 
 from mop_jax import progress
-from mop_jax.bert import Bert
-from mop_jax.checkpoint import load_parameters, read_json
+from mop_jax.encoder.bert import Bert
+from mop_jax.encoder.checkpoint import load_parameters, read_json
+from mop_jax.encoder.mpnet import MPNet
 from mop_jax.errors import DataError, FaultError
-from mop_jax.mpnet import MPNet
 from mop_jax.resources import resolve_path
 
 Network = Bert | MPNet

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mop_jax.checkpoint import load_parameters
-from mop_jax.encoder import SentenceEncoder
+from mop_jax.encoder.checkpoint import load_parameters
+from mop_jax.encoder.encoder import SentenceEncoder
+from mop_jax.encoder.mpnet import MPNet, relative_buckets
 from mop_jax.errors import DataError, FaultError
-from mop_jax.mpnet import MPNet, relative_buckets
 
-GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "encoder_mpnet.npz"))
+GOLDEN = dict(np.load(Path(__file__).parents[1] / "golden" / "encoder_mpnet.npz"))
 TEXTS = GOLDEN["texts"].tolist()
 LENGTHS = GOLDEN["lengths"]
 ENDS = np.cumsum(LENGTHS)
