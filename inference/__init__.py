@@ -19,7 +19,7 @@ from mop_jax.inference.predictive import (
     responsibilities,
     uniform_log_prob,
 )
-from mop_jax.inference.simulate import (
+from mop_jax.inference.simulation import (
     ComponentDraws,
     SimulatedResponse,
     draw_components,

@@ -12,7 +12,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 from mop_jax import inference, models
-from mop_jax.components import Components
+from mop_jax.components.components import Components
 from mop_jax.config import RunConfig, load_config
 from mop_jax.distributions import PersonaMixture
 from mop_jax.encoder.encoder import SentenceEncoder
@@ -21,7 +21,7 @@ from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 
 # The step `personas` shadows the module of that name as an attribute of the package;
-# `from mop_jax.personas import Persona` reaches the module all the same.
+# `from mop_jax.components.personas import Persona` reaches the module all the same.
 from mop_jax.pipeline import evaluate, fit, personas, run, score, simulate
 from mop_jax.population import Population
 from mop_jax.prompts import PromptBuilder, PromptTemplate

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from mop_jax import progress
 from mop_jax.errors import MopError
+from mop_jax.pipeline.steps import BY_NAME
 
 app = typer.Typer(
     add_completion=False,
@@ -53,15 +54,6 @@ MemoryOption = Annotated[
         min=0.001,
     ),
 ]
-
-_TITLES = {
-    "personas": "Records, embeddings, personas, exemplars",
-    "score": "Log-likelihoods of the training records",
-    "fit": "Posterior of the gate and the temperatures",
-    "evaluate": "Held-out evaluation",
-    "simulate": "Simulated responses",
-    "figures": "Figures",
-}
 
 
 @app.command()
@@ -139,7 +131,7 @@ def simulate(
 def _whole(config: str, out: Path | None, update: bool, memory: float | None) -> None:
     with _one_sentence():
         from mop_jax import pipeline
-        from mop_jax.report import results_table
+        from mop_jax.pipeline.summary import results_table
 
         _prepare()
         path = pipeline.run(
@@ -159,14 +151,14 @@ def _step(
 ) -> None:
     with _one_sentence():
         from mop_jax import pipeline
-        from mop_jax.report import held_out_table
+        from mop_jax.pipeline.summary import held_out_table
 
         _prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
         path = step(config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True)))
         if table:
             Console().print(held_out_table(path))
-        Console().print(f"{_TITLES[name]}: done in {path}", soft_wrap=True)
+        Console().print(f"{BY_NAME[name].title}: done in {path}", soft_wrap=True)
 
 
 @contextmanager
@@ -198,7 +190,7 @@ class _Steps:
     def __call__(self, step: str, begun: bool) -> None:
         if begun:
             self._begun[step] = time.monotonic()
-            self._console.print(f"[bold]{_TITLES[step]}[/bold]")
+            self._console.print(f"[bold]{BY_NAME[step].title}[/bold]")
             return
         seconds = time.monotonic() - self._begun[step]
         self._console.print(f"  done in {seconds:.1f} s" if seconds > 0.5 else "  already there")

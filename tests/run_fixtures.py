@@ -27,8 +27,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mop_jax import pipeline
+from mop_jax.components.personas import summary_messages
 from mop_jax.config import RunConfig
-from mop_jax.personas import summary_messages
 from mop_jax.population import Population
 from mop_jax.prompts import DEFAULT_INSTRUCTION
 

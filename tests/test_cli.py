@@ -12,7 +12,7 @@ import pytest
 from mop_jax import pipeline
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm.flax_lm import FlaxLM
-from mop_jax.run_folder import RunFolder
+from mop_jax.pipeline.run_folder import RunFolder
 from tests.run_fixtures import CACHE, contents, write_yaml
 
 pytest_plugins = ("tests.run_fixtures",)

@@ -1,8 +1,9 @@
 """BERT (Devlin et al. 2019) as a Flax NNX module, for sentence encoders.
 
 Attributes carry the names of the Hugging Face checkpoint (`encoder.layer.0.attention.self.query`),
-so that the weight map is the leaf rules of `mop_jax.encoder.checkpoint` and nothing else. Computation is in
-float32 at the highest precision: the network is small, and embeddings steer everything after it.
+so that the weight map is the leaf rules of `mop_jax.encoder.checkpoint` and nothing else.
+Computation is in float32 at the highest precision: the network is small, and embeddings steer
+everything after it.
 
 What other families share with BERT has a public name; a family's own page says how it differs.
 """

@@ -6,9 +6,9 @@ are cut (`sentence_bert_config.json`), how token vectors are pooled (`1_Pooling/
 whether the result is normalised (`modules.json`). A value that is not implemented is refused by
 name; none is read and ignored.
 
-A network is one module class like `mop_jax.encoder.bert.Bert`: attributes named as the checkpoint names
-them, `from_config`, `unused` tensor names, and a call (ids, lengths) → hidden states. A further
-family is one such page and one line in `_NETWORKS`.
+A network is one module class like `mop_jax.encoder.bert.Bert`: attributes named as the checkpoint
+names them, `from_config`, `unused` tensor names, and a call (ids, lengths) → hidden states. A
+further family is one such page and one line in `_NETWORKS`.
 """
 
 from __future__ import annotations

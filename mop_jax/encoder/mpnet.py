@@ -1,8 +1,8 @@
 """MPNet (Song et al. 2020) as a Flax NNX module, for sentence encoders such as all-mpnet-base-v2.
 
-It is BERT (`mop_jax.encoder.bert`, whose layers and conventions serve here) but for three things: tokens
-have no types, positions are counted from 2, and every layer adds one shared bias to the logits of
-its attention, by how far apart two tokens are.
+It is BERT (`mop_jax.encoder.bert`, whose layers and conventions serve here) but for three things:
+tokens have no types, positions are counted from 2, and every layer adds one shared bias to the
+logits of its attention, by how far apart two tokens are.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
 
 from mop_jax.errors import DataError
 
@@ -76,11 +75,6 @@ def summarise(
             difference = values - log_probs[BASELINE]
             summary[f"{name}_minus_uniform"] = mean_and_error(difference, weights, groups)
     return summary
-
-
-def uniform_over_prompts(log_likelihood: np.ndarray) -> np.ndarray:
-    """Log p(y | x) of the uniform mixture over prompts, [n], from log-likelihoods [n, prompts]."""
-    return logsumexp(log_likelihood, axis=1) - np.log(log_likelihood.shape[1])
 
 
 def candidate_check(

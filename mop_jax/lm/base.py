@@ -113,6 +113,11 @@ class LanguageModel(Protocol):
         """Changes whenever a log-likelihood could: weights, tokenizer, dtype."""
         ...
 
+    @property
+    def context_window(self) -> int | None:
+        """The most tokens of prompt and response together; None where there is no limit."""
+        ...
+
     def score_pairs(
         self,
         prefixes: Sequence[Sequence[TokenIds]],

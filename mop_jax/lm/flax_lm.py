@@ -137,6 +137,11 @@ class FlaxLM:
         return self.decoder.config
 
     @property
+    def context_window(self) -> int:
+        """The most tokens of prompt and response together."""
+        return self.config.max_position
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 over weights, configuration, dtype and tokenizer."""
         parts = [

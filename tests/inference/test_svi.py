@@ -6,7 +6,8 @@ import optax
 import pytest
 from jax.scipy.special import logsumexp
 
-from mop_jax.candidates import importance_candidates
+from mop_jax.components.candidates import importance_candidates
+from mop_jax.distributions.temperature import interpolate
 from mop_jax.errors import DataError, FaultError
 from mop_jax.inference import (
     convergence_report,
@@ -16,7 +17,6 @@ from mop_jax.inference import (
     posterior_draws,
 )
 from mop_jax.models import full_table_data, mixture_data
-from mop_jax.temperature import interpolate
 
 
 @pytest.fixture(scope="module")

@@ -40,8 +40,8 @@ from mop_jax.lm.mesh import (
     shard_rows,
     to_host,
 )
-from mop_jax.run_folder import RunFolder
-from mop_jax.workspace import Workspace
+from mop_jax.pipeline.run_folder import RunFolder
+from mop_jax.pipeline.workspace import Workspace
 from tests.lm.mesh_driver import EVERYTHING
 
 DRIVER = Path(__file__).with_name("mesh_driver.py")

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mop_jax.distributions.temperature import interpolate
 from mop_jax.lm.base import Continuation, TemperatureGrid
 from mop_jax.lm.scoring import Scorer
 from mop_jax.prompts import PromptBuilder
-from mop_jax.temperature import interpolate
 
 TABLE = Path(__file__).parents[1] / "data" / "rt_table.npz"
 RECORDS = [0, 17, 43, 66, 89, 104, 131, 159]

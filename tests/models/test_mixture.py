@@ -218,7 +218,7 @@ def test_importance_candidates_estimate_the_full_mixture_without_bias(make_data)
 
     6 records fail falsely once in 300,000 seeds (fixed).
     """
-    from mop_jax.candidates import importance_candidates
+    from mop_jax.components.candidates import importance_candidates
 
     data, repeats = make_data(7), 4_000
     draw = draw_sites(mixture_of_personas, data)

@@ -1,0 +1,330 @@
+"""Components of the mixture, (persona, exemplar) pairs: made, proposed as candidates, and scored.
+
+`Components` holds the steps of a run without its folder: what `mop run` does on disk can be done by
+hand with it, in a notebook or a script.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mop_jax.components.candidates import (
+    CandidateSet,
+    Proposal,
+    defensive_proposal,
+    full_candidates,
+    gate_proposal,
+    importance_candidates,
+    renormalised_candidates,
+)
+from mop_jax.components.exemplars import Allocation, cross_strata, leave_out_mask, select_exemplars
+from mop_jax.components.personas import Persona, cluster_records, record_texts, synthesise_personas
+from mop_jax.encoder.encoder import SentenceEncoder
+from mop_jax.inference import Posterior, SimulatedResponse, gate_at, simulate
+from mop_jax.likelihoods.scoring import score_candidates
+from mop_jax.likelihoods.store import LikelihoodStore
+from mop_jax.lm.base import LanguageModel, TemperatureGrid
+from mop_jax.models import MixtureData, mixture_data
+from mop_jax.population.population import Population
+from mop_jax.prompts import PromptBuilder
+
+LeaveOut = Literal["record", "group"]
+Method = Literal["importance", "full", "renormalised"]
+
+
+@dataclass(frozen=True)
+class Components:
+    """K personas and J exemplars with their embeddings; every pair is a component.
+
+    Attributes:
+        personas: K personas.
+        exemplars: J records.
+        persona_embeddings: h(g), float32 [K, D].
+        exemplar_embeddings: h(x_j, y_j), float32 [J, D].
+        leave_out_by: whether a record must not see itself ("record") or its group ("group").
+    """
+
+    personas: list[Persona]
+    exemplars: Population
+    persona_embeddings: np.ndarray
+    exemplar_embeddings: np.ndarray
+    leave_out_by: LeaveOut = "record"
+
+    @classmethod
+    def synthesise(
+        cls,
+        population: Population,
+        language_model: Any,
+        encoder: SentenceEncoder,
+        *,
+        num_personas: int = 8,
+        num_exemplars: int = 32,
+        seed: int = 0,
+        leave_out_by: LeaveOut = "record",
+    ) -> Components:
+        """Personas from the population's clusters, and an exemplar pool stratified over them.
+
+        Args:
+            population: training records.
+            language_model: writes the personas.
+            encoder: embeds records and personas.
+            num_personas: K.
+            num_exemplars: J.
+            seed: of clustering, writing and drawing.
+            leave_out_by: see the class.
+        """
+        embeddings = encoder.encode(record_texts(population))
+        personas, clusters = synthesise_personas(
+            population, embeddings, language_model, num_personas, seed=seed
+        )
+        return cls.assemble(
+            population,
+            embeddings,
+            personas,
+            clusters,
+            encoder,
+            num_exemplars=num_exemplars,
+            seed=seed,
+            leave_out_by=leave_out_by,
+        )
+
+    @classmethod
+    def with_personas(
+        cls,
+        population: Population,
+        personas: Sequence[Persona],
+        encoder: SentenceEncoder,
+        *,
+        num_exemplars: int = 32,
+        seed: int = 0,
+        leave_out_by: LeaveOut = "record",
+    ) -> Components:
+        """The same with personas of your own; exemplars are stratified over as many clusters."""
+        embeddings = encoder.encode(record_texts(population))
+        clusters = cluster_records(embeddings, len(personas), seed).labels
+        return cls.assemble(
+            population,
+            embeddings,
+            list(personas),
+            clusters,
+            encoder,
+            num_exemplars=num_exemplars,
+            seed=seed,
+            leave_out_by=leave_out_by,
+        )
+
+    @classmethod
+    def assemble(
+        cls,
+        population: Population,
+        embeddings: np.ndarray,
+        personas: list[Persona],
+        clusters: np.ndarray,
+        encoder: SentenceEncoder,
+        *,
+        num_exemplars: int,
+        seed: int,
+        leave_out_by: LeaveOut = "record",
+        allocation: Allocation = "proportional",
+        stratify_labels: bool = True,
+    ) -> Components:
+        """Draws the exemplar pool, stratified over clusters and labels, and embeds the personas."""
+        strata = cross_strata(clusters, population.labels if stratify_labels else None)
+        chosen = select_exemplars(
+            population, strata, num_exemplars, allocation=allocation, seed=seed
+        )
+        return cls(
+            personas,
+            population.take(chosen),
+            encoder.encode([persona.text for persona in personas]),
+            embeddings[chosen],
+            leave_out_by,
+        )
+
+    @property
+    def persona_texts(self) -> list[str]:
+        """K texts."""
+        return [persona.text for persona in self.personas]
+
+    @property
+    def exemplar_texts(self) -> list[tuple[str, str]]:
+        """J (context, response) pairs."""
+        return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
+
+    def leave_out(self, records: Population) -> np.ndarray:
+        """Exemplars that must not serve a record, bool [N, J]."""
+        return leave_out_mask(records, self.exemplars, by=self.leave_out_by)
+
+    def propose(
+        self,
+        records: Population,
+        context_embeddings: np.ndarray,
+        record_embeddings: np.ndarray,
+        num_candidates: int,
+        *,
+        method: Method = "importance",
+        seed: int = 0,
+        uniform_share: float = 0.5,
+        similarity_temperature: float = 0.2,
+        posterior: Posterior | None = None,
+    ) -> CandidateSet:
+        """Chooses the components to score for each record.
+
+        Args:
+            records: N records.
+            context_embeddings: h(x), [N, D].
+            record_embeddings: h(x, y), [N, D]; not looked at for `renormalised`, which is a
+                predictive density only if its components are chosen without the response.
+            num_candidates: C; all components are taken where there are no more.
+            method: see `mop_jax.components.candidates`.
+            seed: of the draws.
+            uniform_share: weight of the uniform distribution in the proposal.
+            similarity_temperature: of the softmax over embedding similarities.
+            posterior: propose from its gate instead of from similarity.
+        """
+        leave_out = self.leave_out(records)
+        num_personas, num_exemplars = len(self.personas), len(self.exemplars)
+        if method == "full" or num_candidates >= num_personas * num_exemplars:
+            return full_candidates(num_personas, num_exemplars, leave_out)
+        proposal: Proposal
+        if posterior is None:
+            proposal = defensive_proposal(
+                context_embeddings if method == "renormalised" else record_embeddings,
+                self.exemplar_embeddings,
+                num_personas,
+                leave_out,
+                uniform_share=uniform_share,
+                temperature=similarity_temperature,
+            )
+        else:
+            contexts = np.asarray(context_embeddings)
+            proposal = gate_proposal(
+                lambda start, stop: mean_gate(
+                    posterior, contexts[start:stop], leave_out[start:stop]
+                ),
+                num_personas,
+                leave_out,
+                uniform_share=uniform_share,
+            )
+        draw = importance_candidates if method == "importance" else renormalised_candidates
+        return draw(proposal, num_candidates, seed, record_keys=records.ids)
+
+    def data(
+        self,
+        records: Population,
+        context_embeddings: np.ndarray,
+        candidates: CandidateSet,
+        log_likelihood: np.ndarray,
+        grid: TemperatureGrid,
+        **options: Any,
+    ) -> MixtureData:
+        """What a model is fitted to or evaluated on; `options` go to `mixture_data`."""
+        return mixture_data(
+            context_embeddings=context_embeddings,
+            persona_embeddings=self.persona_embeddings,
+            exemplar_embeddings=self.exemplar_embeddings,
+            persona_index=candidates.persona_index,
+            exemplar_index=candidates.exemplar_index,
+            log_weight=candidates.log_weight,
+            log_likelihood=log_likelihood,
+            temperature_grid=grid.temperatures,
+            leave_out=self.leave_out(records),
+            weights=records.weights,
+            **options,
+        )
+
+    def score(
+        self,
+        records: Population,
+        language_model: LanguageModel,
+        encoder: SentenceEncoder,
+        *,
+        num_candidates: int = 32,
+        method: Method = "importance",
+        seed: int = 0,
+        prompts: PromptBuilder | None = None,
+        grid: TemperatureGrid | None = None,
+        store: str | None = None,
+        **options: Any,
+    ) -> MixtureData:
+        """Scores candidate components of records with the language model, ready to be fitted.
+
+        Args:
+            records: N records.
+            language_model: scores.
+            encoder: the one that the components were made with.
+            num_candidates: C.
+            method: see `mop_jax.components.candidates`.
+            seed: of the candidates.
+            prompts: how prompts are built; the model's chat form by default.
+            grid: temperatures.
+            store: folder of a likelihood store, so that nothing is ever scored twice; by default
+                scores are kept in memory only.
+            **options: of `mixture_data`; held-out records need `feature_maps=` of the training
+                data only where models are compared by hand (posteriors bring their own).
+        """
+        grid = grid or TemperatureGrid()
+        prompts = prompts or PromptBuilder(language_model.tokenizer)
+        contexts = encoder.encode(records.contexts)
+        candidates = self.propose(
+            records,
+            contexts,
+            encoder.encode(record_texts(records)),
+            num_candidates,
+            method=method,
+            seed=seed,
+        )
+        with (
+            tempfile.TemporaryDirectory() as scratch,
+            LikelihoodStore(store or scratch, language_model.fingerprint, grid) as opened,
+        ):
+            scored = score_candidates(
+                records,
+                candidates,
+                self.persona_texts,
+                self.exemplar_texts,
+                prompts,
+                opened,
+                language_model,
+            )
+        return self.data(records, contexts, candidates, scored.log_likelihood, grid, **options)
+
+    def simulate(
+        self,
+        posterior: Posterior,
+        contexts: Sequence[str],
+        language_model: LanguageModel,
+        encoder: SentenceEncoder,
+        *,
+        num_samples: int | None = None,
+        seed: int = 0,
+        prompts: PromptBuilder | None = None,
+        **options: Any,
+    ) -> list[SimulatedResponse]:
+        """Simulates responses to contexts; see `mop_jax.inference.simulate` for `options`."""
+        return simulate(
+            posterior,
+            language_model,
+            prompts or PromptBuilder(language_model.tokenizer),
+            personas=self.persona_texts,
+            exemplars=self.exemplar_texts,
+            contexts=contexts,
+            context_embeddings=encoder.encode(list(contexts)),
+            num_samples=len(contexts) if num_samples is None else num_samples,
+            seed=seed,
+            **options,
+        )
+
+
+def mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
+    """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J]."""
+    gate = gate_at(posterior, contexts, leave_out=leave_out)
+    total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
+    for draw in range(posterior.num_draws):
+        total += np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
+    return total / posterior.num_draws

@@ -1,0 +1,5 @@
+"""Log-likelihoods of responses under components: scored once, kept for ever."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,18 @@
+from .pipeline import evaluate, fit, personas, read_config, run, score, simulate
+from .run_folder import RunFolder
+from .steps import STEPS, Step
+from .workspace import Workspace
+
+__all__ = [
+    "STEPS",
+    "RunFolder",
+    "Step",
+    "Workspace",
+    "evaluate",
+    "fit",
+    "personas",
+    "read_config",
+    "run",
+    "score",
+    "simulate",
+]

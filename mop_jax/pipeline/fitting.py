@@ -1,0 +1,107 @@
+"""The third step of a run: the posterior, and those of the ablations reported beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mop_jax import atomic
+from mop_jax.config import RunConfig
+from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
+from mop_jax.evaluation.predictors import MAIN, fitted_predictors
+from mop_jax.inference import (
+    Posterior,
+    SVIFit,
+    default_optimizer,
+    fit_svi,
+    posterior_draws,
+    save_posterior,
+    to_inference_data,
+    write_netcdf,
+)
+from mop_jax.models import MixtureData
+from mop_jax.pipeline.scoring import training_data
+from mop_jax.pipeline.workspace import Workspace
+
+# Independent streams of random numbers, one for each use.
+# Far from small numbers: those are samples' own keys when responses are simulated.
+_FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
+
+
+def fit_models(space: Workspace) -> None:
+    """Writes the posteriors, their convergence, and the main one as ArviZ's InferenceData."""
+    config = space.config
+    data = training_data(space)
+    main = _fit_model(space, data, _FIT, {})
+    for number in range(1, config.candidates.refresh + 1):
+        data = training_data(space, posterior_of(space, main), refresh=number)
+        main = _fit_model(space, data, _FIT, {})
+    posterior = posterior_of(space, main)
+    ablations = {
+        entry.name: _fit_model(space, data, _ABLATION, entry.model_kwargs)
+        for entry in fitted_predictors()
+        if entry.name != MAIN
+    }
+    inference_data = to_inference_data(
+        posterior,
+        data,
+        record_ids=space.sides["train"].records.ids,
+        exemplar_ids=space.components.exemplars.ids,
+        attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
+    )
+    report = {MAIN: _convergence(main)}
+    save_posterior(posterior_path(space, MAIN), posterior)
+    for name, ablation in ablations.items():
+        report[name] = _convergence(ablation)
+        save_posterior(posterior_path(space, name), posterior_of(space, ablation))
+    write_netcdf(space.path / "posterior.nc", inference_data)
+    atomic.write_json(space.path / "fit.json", report)
+
+
+def _convergence(fitted: SVIFit) -> dict[str, Any]:
+    # Too short a run has no improvement to speak of; JSON has no NaN.
+    report = fitted.convergence._asdict()
+    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in report.items()}
+
+
+def posterior_path(space: Workspace, name: str) -> Path:
+    """Where the posterior of a fitted predictor is kept."""
+    if name == MAIN:
+        return space.path / "gate.safetensors"
+    return space.path / "ablations" / f"{name}.safetensors"
+
+
+def _fit_model(
+    space: Workspace, data: MixtureData, stream: int, changes: Mapping[str, Any]
+) -> SVIFit:
+    config = space.config
+    arguments: dict[str, Any] = {**config.model.model_dump(), **changes}
+    arguments["distribution"] = mixture_class(config)
+    section = config.inference
+    return fit_svi(
+        jax.random.fold_in(jax.random.key(config.seed), stream),
+        data,
+        model_kwargs=arguments,
+        guide=section.guide,
+        optimizer=default_optimizer(section.num_steps, section.learning_rate),
+        num_steps=section.num_steps,
+        batch_size=section.batch_size,
+        num_particles=section.num_particles,
+    )
+
+
+def mixture_class(config: RunConfig) -> type[PersonaMixture]:
+    """The distribution that belongs to a candidate method."""
+    renormalised = config.candidates.method == "renormalised"
+    return RenormalisedPersonaMixture if renormalised else PersonaMixture
+
+
+def posterior_of(space: Workspace, fitted: Any) -> Posterior:
+    """Posterior draws of a fit."""
+    key = jax.random.fold_in(jax.random.key(space.config.seed), _DRAWS)
+    return posterior_draws(fitted, key, space.config.inference.num_draws)

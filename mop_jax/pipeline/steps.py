@@ -1,0 +1,102 @@
+"""The steps of a run: what each is called, needs, reads and writes, in one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run.
+
+    Attributes:
+        name: of the command and in the manifest.
+        title: what a reader is told.
+        work: `module:function` that does it, given the workspace; imported when it is needed.
+        needs: the steps before it.
+        sections: the parts of the configuration that it reads, besides those of its needs.
+        outputs: the files that it writes, relative to the run folder.
+    """
+
+    name: str
+    title: str
+    work: str
+    needs: tuple[str, ...]
+    sections: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STEPS = (
+    Step(
+        "personas",
+        "Records, embeddings, personas, exemplars",
+        "mop_jax.pipeline.preparation:make_personas",
+        (),
+        ("seed", "population", "split", "language_model", "encoder", "personas", "exemplars"),
+        ("personas.json", "exemplars.parquet", "records.parquet", "embeddings.safetensors"),
+    ),
+    Step(
+        "score",
+        "Log-likelihoods of the training records",
+        "mop_jax.pipeline.scoring:score_training",
+        ("personas",),
+        ("prompt", "candidates", "temperatures"),
+        ("likelihoods/train.parquet",),
+    ),
+    Step(
+        "fit",
+        "Posterior of the gate and the temperatures",
+        "mop_jax.pipeline.fitting:fit_models",
+        ("score",),
+        ("model", "inference"),
+        (
+            "gate.safetensors",
+            "ablations/mop_no_temperature.safetensors",
+            "ablations/uniform_gate_temperature.safetensors",
+            "posterior.nc",
+            "fit.json",
+        ),
+    ),
+    Step(
+        "evaluate",
+        "Held-out evaluation",
+        "mop_jax.pipeline.evaluation:evaluate_held_out",
+        ("fit",),
+        ("evaluation",),
+        ("likelihoods/held_out.parquet", "held_out.parquet", "metrics.json"),
+    ),
+    Step(
+        "simulate",
+        "Simulated responses",
+        "mop_jax.pipeline.simulation:simulate_held_out",
+        ("fit",),
+        ("simulation",),
+        ("simulated.jsonl",),
+    ),
+    Step(
+        "figures",
+        "Figures",
+        "mop_jax.pipeline.figures:draw_figures",
+        ("evaluate", "simulate"),
+        ("name",),
+        (
+            "figures/elbo.png",
+            "figures/persona_weights.png",
+            "figures/exemplar_gate.png",
+            "figures/embedding_map.png",
+            "figures/held_out.png",
+            "figures/candidate_check.png",
+            "figures/candidate_check.json",
+        ),
+    ),
+)
+BY_NAME = {step.name: step for step in STEPS}
+
+
+def with_needs(name: str) -> list[Step]:
+    """A step and all that it needs, in the order in which they are done."""
+    wanted = {name}
+    for step in reversed(STEPS):
+        if step.name in wanted:
+            wanted.update(step.needs)
+    return [step for step in STEPS if step.name in wanted]

@@ -1,0 +1,99 @@
+"""What a finished run found, in a table and a few sentences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mop_jax.errors import FaultError
+from mop_jax.evaluation.predictors import PREDICTORS
+
+
+def check_sentence(check: dict[str, Any]) -> str:
+    """The candidate check in a sentence."""
+    action = "Doubling" if check["compared_candidates"] > check["candidates"] else "Halving"
+    verdict = "less" if check["passed"] else "NOT less"
+    return (
+        f"{action} the candidates ({check['candidates']} → {check['compared_candidates']}) moves "
+        f"mop − uniform by {check['moved']:+.3f}, {verdict} than its standard error "
+        f"{check['mop_minus_uniform']['se']:.3f}."
+    )
+
+
+def temperature_warning(metrics: dict[str, Any]) -> str:
+    """A sentence where the posterior presses against the ends of the temperature grid, else ""."""
+    share = metrics["temperature"]["share_at_ends_of_grid"]
+    if share <= 0.01:
+        return ""
+    return (
+        f"{share:.0%} of the posterior's temperatures lie at an end of the grid on which responses "
+        "were scored: widen `temperatures` in the configuration."
+    )
+
+
+def convergence_warning(metrics: dict[str, Any]) -> str:
+    """What to know of fits that were still changing, or too short to judge; else "".
+
+    A fit that is only too noisy to be sure of says so in fit.json and above its ELBO trace.
+    """
+    open_ended = [
+        name
+        for name, fit in metrics["fit"].items()
+        if not fit["converged"]
+        and (fit["improvement"] is None or abs(fit["improvement"]) > 2 * fit["standard_error"])
+    ]
+    if not open_ended:
+        return ""
+    reason = metrics["fit"][open_ended[0]]["reason"]
+    names = ", ".join(PREDICTORS[name].title for name in open_ended)
+    return f"Not converged: {names}. {reason} Set inference.num_steps."
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """A run's metrics.json."""
+    try:
+        return json.loads((path / "metrics.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise FaultError(f"{path / 'metrics.json'} could not be read: {error}") from error
+
+
+def results_table(path: Path, console: Console) -> None:
+    """Prints the held-out results of a finished run, and where its artefacts are."""
+    console.print(held_out_table(path))
+    for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "gate.safetensors", "figures"):
+        console.print(f"  {path / name}", highlight=False, soft_wrap=True)
+
+
+def held_out_table(path: Path) -> Table:
+    """The held-out results of a run that has been evaluated."""
+    metrics = read_metrics(path)
+    held_out = metrics["held_out"]
+    table = Table(
+        title=f"Held-out log p(response | context), {metrics['num_held_out']} records",
+        caption=" ".join(
+            filter(
+                None,
+                [
+                    check_sentence(metrics["candidate_check"]),
+                    temperature_warning(metrics),
+                    convergence_warning(metrics),
+                ],
+            )
+        ),
+    )
+    table.add_column("predictor")
+    table.add_column("nats per record", justify="right")
+    table.add_column("minus uniform mixture", justify="right")
+    for name, predictor in PREDICTORS.items():
+        level = held_out[name]
+        difference = held_out.get(f"{name}_minus_uniform")
+        table.add_row(
+            predictor.title,
+            f"{level['mean']:.2f} ± {level['se']:.2f}",
+            "" if difference is None else f"{difference['mean']:+.2f} ± {difference['se']:.2f}",
+        )
+    return table

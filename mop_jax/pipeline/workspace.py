@@ -1,0 +1,232 @@
+"""What the steps of a run share: the loaded models, the records, and reading back artefacts.
+
+Models are loaded when a step first needs them, so that a run whose artefacts are all there never
+loads any.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save
+
+from mop_jax import atomic
+from mop_jax.components.candidates import CandidateSet
+from mop_jax.components.components import Components, LeaveOut
+from mop_jax.components.personas import read_personas
+from mop_jax.config import RunConfig
+from mop_jax.encoder.encoder import SentenceEncoder
+from mop_jax.likelihoods.scoring import ScoredCandidates, score_candidates, score_missing
+from mop_jax.likelihoods.store import LikelihoodStore
+from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.models import MixtureData
+from mop_jax.pipeline.run_folder import RunFolder
+from mop_jax.population.population import Population
+from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
+
+
+class Split(NamedTuple):
+    """One side of the split, with its embeddings.
+
+    Attributes:
+        records: the population.
+        context_embeddings: h(x), float32 [N, D].
+        record_embeddings: h(x, y), float32 [N, D].
+    """
+
+    records: Population
+    context_embeddings: np.ndarray
+    record_embeddings: np.ndarray
+
+
+class Workspace:
+    """A run folder with the models and records of its configuration."""
+
+    def __init__(self, folder: RunFolder, memory: float | None = None):
+        """Nothing is loaded yet; `memory` (GiB) replaces the configuration's."""
+        self.folder = folder
+        self.config: RunConfig = folder.config
+        self.path: Path = folder.path
+        self._memory = memory or self.config.language_model.memory_gib
+
+    @cached_property
+    def language_model(self) -> FlaxLM:
+        """The language model; refused if it is not the one that the run began with."""
+        section = self.config.language_model
+        memory = None if self._memory is None else self._memory * 2**30
+        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh, memory=memory)
+        self.folder.source("language model", model.fingerprint)
+        return model
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        """The sentence encoder; refused if it is not the one that the run began with."""
+        encoder = SentenceEncoder.from_pretrained(self.config.encoder.path)
+        self.folder.source("sentence encoder", encoder.fingerprint)
+        return encoder
+
+    @cached_property
+    def grid(self) -> TemperatureGrid:
+        """The temperatures at which pairs are scored."""
+        section = self.config.temperatures
+        return TemperatureGrid(section.step, tuple(section.multiples))
+
+    @cached_property
+    def prompts(self) -> PromptBuilder:
+        """Builds prompts for the language model."""
+        section, tokenizer = self.config.prompt, self.language_model.tokenizer
+        template = None
+        if section.form == "chat":
+            template = PromptTemplate.chat(tokenizer)
+        elif section.form == "plain":
+            template = PromptTemplate.plain(section.end or "\n")
+        elif section.form == "custom":
+            template = PromptTemplate(
+                str(section.component),
+                str(section.persona_only),
+                str(section.zero_shot),
+                str(section.end),
+            )
+        return PromptBuilder(tokenizer, template, instruction=section.instruction)
+
+    def read_population(self) -> tuple[Population, Population]:
+        """Reads the source and splits it; refused if the source has changed since."""
+        section, split = self.config.population, self.config.split
+        columns = section.model_dump(exclude={"path"})
+        population = Population.from_file(section.path, seed=self.config.seed, **columns)
+        self.folder.source("population", population.fingerprint)
+        return population.split(
+            split.test_size, by=split.by, seed=self.config.seed, train_size=split.train_size
+        )
+
+    @cached_property
+    def sides(self) -> dict[str, Split]:
+        """Training and held-out records as the personas step wrote them."""
+        frame = pd.read_parquet(self.path / "records.parquet")
+        vectors = load_file(self.path / "embeddings.safetensors")
+        sides = {}
+        for side in ("train", "test"):
+            part = frame[frame["split"] == side]
+            sides[side] = Split(
+                population_of(part), vectors[f"{side}_context"], vectors[f"{side}_record"]
+            )
+        return sides
+
+    @cached_property
+    def components(self) -> Components:
+        """Personas and exemplars as the personas step wrote them."""
+        vectors = load_file(self.path / "embeddings.safetensors")
+        return Components(
+            read_personas(self.path / "personas.json"),
+            population_of(pd.read_parquet(self.path / "exemplars.parquet")),
+            vectors["persona"],
+            vectors["exemplar"],
+            leave_out_by(self.config),
+        )
+
+    def store(self) -> LikelihoodStore:
+        """The likelihood store of this language model and grid."""
+        return LikelihoodStore(
+            self.path / "likelihoods", self.language_model.fingerprint, self.grid
+        )
+
+    def score(
+        self,
+        prompts: list[Prompt],
+        responses: list[tuple[int, ...]],
+        names: list[str],
+        description: str,
+    ) -> np.ndarray:
+        """Log-likelihoods float64 [n, G] of pairs, from the store as far as it has them."""
+        with self.store() as store:
+            scores = score_missing(
+                store,
+                self.language_model,
+                prompts,
+                responses,
+                names=names,
+                description=description,
+            )
+            store.compact()
+        return scores
+
+    def score_candidates(
+        self, records: Population, candidates: CandidateSet, description: str
+    ) -> ScoredCandidates:
+        """Log-likelihoods of a candidate set, from the store as far as it has them."""
+        with self.store() as store:
+            scored = score_candidates(
+                records,
+                candidates,
+                self.components.persona_texts,
+                self.components.exemplar_texts,
+                self.prompts,
+                store,
+                self.language_model,
+                description=description,
+            )
+            store.compact()
+        return scored
+
+    def pair_table(self, records: Population, scored: ScoredCandidates) -> pd.DataFrame:
+        """A row per scored pair, for likelihoods/*.parquet."""
+        table = pd.DataFrame(
+            {
+                "record": [records.ids[i] for i in scored.triples[:, 0]],
+                "persona": scored.triples[:, 1],
+                "exemplar": scored.triples[:, 2],
+            }
+        )
+        for g, temperature in enumerate(self.grid.temperatures):
+            table[f"log_likelihood_{temperature:.4f}"] = scored.scores[:, g]
+        return table
+
+    def mixture_data(
+        self, side: Split, candidates: CandidateSet, log_likelihood: np.ndarray, **options: Any
+    ) -> MixtureData:
+        """What a model is fitted to or evaluated on."""
+        return self.components.data(
+            side.records, side.context_embeddings, candidates, log_likelihood, self.grid, **options
+        )
+
+
+def leave_out_by(config: RunConfig) -> LeaveOut:
+    """What a record must not see: by default what the split keeps apart.
+
+    Held-out groups never meet exemplars of their own group, so training must not either.
+    """
+    by_group = config.split.by == "group"
+    return config.exemplars.leave_out or ("group" if by_group else "record")
+
+
+def population_of(frame: pd.DataFrame) -> Population:
+    """A population from a table that `Population.frame` made."""
+
+    def column(name: str) -> list[str] | None:
+        return frame[name].astype(str).tolist() if name in frame else None
+
+    return Population(
+        ids=frame["id"].astype(str).tolist(),
+        contexts=frame["context"].tolist(),
+        responses=frame["response"].tolist(),
+        labels=column("label"),
+        groups=column("group"),
+        weights=frame["weight"].to_numpy(float),
+    )
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Writes a table atomically."""
+    with atomic.replacing(path) as temporary:
+        frame.to_parquet(temporary, index=False)
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes named arrays as safetensors, atomically."""
+    content = {name: np.ascontiguousarray(a, np.float32) for name, a in sorted(arrays.items())}
+    atomic.write_bytes(path, save(content))

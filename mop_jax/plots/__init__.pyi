@@ -1,0 +1,16 @@
+from .evidence import candidate_convergence, held_out_comparison
+from .fit import elbo_trace, running_mean
+from .gate import omega_heatmap, persona_weights
+from .likeness import embedding_map
+from .style import save_figure
+
+__all__ = [
+    "candidate_convergence",
+    "elbo_trace",
+    "embedding_map",
+    "held_out_comparison",
+    "omega_heatmap",
+    "persona_weights",
+    "running_mean",
+    "save_figure",
+]

@@ -1,0 +1,146 @@
+"""The figure of a fit: its loss trace, and whether it settled."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from numpy.typing import ArrayLike
+
+from mop_jax.errors import DataError
+from mop_jax.plots.style import (
+    BLUE,
+    FAINT,
+    GREY,
+    INK,
+    PALE,
+    VERMILLION,
+    as_array,
+    new_figure,
+    styled,
+)
+
+
+def running_mean(values: ArrayLike, window: int) -> np.ndarray:
+    """Mean of the `window` steps around each step; fewer near the two ends, always as many on
+    either side as exist within half a window.
+
+    Args:
+        values: [num_steps].
+        window: number of steps, at least 1.
+
+    Returns:
+        [num_steps]
+    """
+    array = as_array("values", values, "num_steps")
+    if window < 1:
+        raise DataError(f"`window` is {window}; accepted: at least 1 step.")
+    sums = np.concatenate([[0.0], np.cumsum(array)])
+    steps = np.arange(len(array))
+    first = np.maximum(steps - (window - 1) // 2, 0)
+    last = np.minimum(steps + window // 2 + 1, len(array))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+@styled
+def elbo_trace(
+    losses: ArrayLike,
+    *,
+    smoothed: ArrayLike | None = None,
+    converged: bool,
+    reason: str,
+    unit: str = "nats",
+) -> Figure:
+    """The negative ELBO of every step: the whole run, and its last half enlarged.
+
+    Where the first steps lie far above all others, the left axis is cut above the 95th percentile,
+    so that they do not flatten the rest; the figure says where they started. The right panel shows
+    the means of the last two quarters, on which convergence is judged.
+
+    Args:
+        losses: negative ELBO of every step [num_steps], in `unit`.
+        smoothed: a smoothed version [num_steps]; by default a running mean over 2 % of the steps.
+        converged: whether the run had settled.
+        reason: one sentence on why that is thought.
+        unit: of the losses, for the axis label.
+
+    Raises:
+        DataError: if a shape does not fit or a loss is not finite.
+    """
+    raw = as_array("losses", losses, "num_steps")
+    num_steps = len(raw)
+    if smoothed is None:
+        smooth = running_mean(raw, max(1, num_steps // 50))
+    else:
+        smooth = as_array("smoothed", smoothed, "num_steps", num_steps=num_steps)
+    # Not "had not settled": a trace may also be too noisy or too short to tell.
+    verdict = "The fit settled" if converged else "The fit was not shown to settle"
+    figure = new_figure(
+        f"{verdict} within {num_steps:,} steps",
+        f"{reason}\nPale: each step; dark: smoothed; black: means of the last two quarters.",
+        body_height=3.0,
+    )
+    whole, end = figure.subplots(1, 2, width_ratios=(1.0, 1.0))
+    colour = BLUE if converged else VERMILLION
+    steps = np.arange(1, num_steps + 1)
+    half = num_steps // 2
+    for axes, part in ((whole, slice(None)), (end, slice(half, None))):
+        axes.plot(steps[part], raw[part], color=PALE, linewidth=0.6)
+        axes.plot(steps[part], smooth[part], color=colour, linewidth=1.6)
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
+    whole.set_ylabel(f"negative ELBO ({unit})")
+    whole.set_title("All steps")
+    end.set_title("Last half, enlarged")
+    low, high = _limits(raw, 0.0, 0.95)
+    if raw.max() - low < 2 * (high - low):  # nothing to cut
+        low, high = _limits(raw, 0.0, 1.0)
+    whole.set_ylim(low, high)
+    if raw[0] > high:
+        whole.annotate(
+            f"first step: {_thousands(raw[0])} ↑",
+            xy=(0.94, 0.97),
+            xycoords="axes fraction",
+            color=GREY,
+            fontsize=8,
+            ha="right",
+            va="top",
+        )
+    whole.axvspan(steps[half], num_steps, color=FAINT, zorder=0)
+    # The noise of single steps is worth seeing, its rare spikes are not.
+    low, high = _limits(raw[half:], 0.005, 0.995)
+    end.set_ylim(low, high + 0.2 * (high - low))  # room for the two labels
+    _quarter_means(end, steps, raw)
+    return figure
+
+
+def _limits(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    bottom, top = np.quantile(values, [low, high])
+    margin = 0.08 * (top - bottom) or max(1e-3 * abs(top), 1e-6)
+    return float(bottom - margin), float(top + margin)
+
+
+def _thousands(value: float, _: object = None) -> str:
+    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
+    return f"{value:,.{digits}f}".replace("-", "−")
+
+
+def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
+    bounds = [len(raw) // 2, (3 * len(raw)) // 4, len(raw)]
+    for start, stop, name in zip(bounds, bounds[1:], ("third quarter", "last quarter")):
+        if stop <= start:
+            continue
+        mean = raw[start:stop].mean()
+        axes.plot([steps[start], steps[stop - 1]], [mean, mean], color=INK, linewidth=1.1)
+        axes.annotate(
+            f"mean of the {name}\n{_thousands(mean)}",
+            xy=((steps[start] + steps[stop - 1]) / 2, 0.985),
+            xycoords=("data", "axes fraction"),
+            ha="center",
+            va="top",
+            color=INK,
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 2.5},
+        )
