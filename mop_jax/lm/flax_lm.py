@@ -151,7 +151,9 @@ class FlaxLM:
     def end_ids(self) -> tuple[int, ...]:
         """Ids that end a text or a turn: the checkpoint's, and the chat template's end of turn."""
         turn = end_of_turn(self.tokenizer)
-        return tuple(dict.fromkeys((*self.config.eos_token_ids, *(() if turn is None else (turn,)))))
+        return tuple(
+            dict.fromkeys((*self.config.eos_token_ids, *(() if turn is None else (turn,))))
+        )
 
     @property
     def fingerprint(self) -> str:

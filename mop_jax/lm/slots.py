@@ -141,7 +141,7 @@ def advance(
         root: key of the seed.
         sample_ids: uint32 [B], of the samples in the slots.
         temperature: float32 [B].
-        end_ids: int32 [E, L], sequences of ids that end a response, filled up with `ANY_ID` in front.
+        end_ids: int32 [E, L], sequences that end a response, filled up with `ANY_ID` in front.
         truncation: which tokens may be drawn.
         enough: how many responses.
         shardings: where the slots lie, on a mesh.

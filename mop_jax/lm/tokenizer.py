@@ -175,7 +175,9 @@ def continuation_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
     def decode(ids: list[int]) -> str:
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
-    blank = next((i for piece, i in tokenizer.get_vocab().items() if re.fullmatch("▁[a-z]+", piece)), None)
+    blank = next(
+        (i for piece, i in tokenizer.get_vocab().items() if re.fullmatch("▁[a-z]+", piece)), None
+    )
     if blank is None or decode([blank]).startswith(" "):
         return decode
     before = decode([blank])

@@ -78,7 +78,7 @@ class Workspace:
 
     @cached_property
     def prompts(self) -> PromptBuilder:
-        """Builds prompts for the language model; refused if they are not those of the run so far."""
+        """Builds prompts for the language model; refused if they have changed in the run."""
         section, tokenizer = self.config.prompt, self.language_model.tokenizer
         form = section.form
         if form == "auto":

@@ -7,7 +7,8 @@ prefix of ids exactly.
 """
 
 from mop_jax.prompts.builder import Prompt, PromptBuilder
-from mop_jax.prompts.chat import DEFAULT_DATE, ChatTemplate, answer_prompt
+from mop_jax.prompts.chat import ChatTemplate, answer_prompt
+from mop_jax.prompts.dates import DEFAULT_DATE
 from mop_jax.prompts.templates import DEFAULT_INSTRUCTION, FIELDS, PromptTemplate
 from mop_jax.prompts.tokens import begin_ids, end_of_turn, special_tokens
 

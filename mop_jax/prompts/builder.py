@@ -25,7 +25,7 @@ from mop_jax.prompts.tokens import Continuation, begin_ids, parting_tokens, spec
 _PROBES = (
     ("You are x.", ("Say it.", "So be it, 12.5!"), "And now?", "A fine film."),
     ("Du bist Æ — né 美.", ("a\n\nb", "two\nlines"), "1 2  3\n- x", "né; 美しい映画 🎬\nend"),
-    ("you", ("(a)", "'s"), "\"b\"", ".5"),
+    ("you", ("(a)", "'s"), '"b"', ".5"),
 )
 _FORMS_TEXTS = ("component", "persona_only", "zero_shot")
 
@@ -158,7 +158,9 @@ class PromptBuilder:
 
     def _answer_ids(self, text: str) -> tuple[int, ...]:
         # Behind the request, whose context does not matter where the template's text follows it.
-        before = self.template.fill("component", {"context": "x"}, self._segments["component"][-1].text)
+        before = self.template.fill(
+            "component", {"context": "x"}, self._segments["component"][-1].text
+        )
         written = self.template.answer(text)
         if self._special_end:
             found = self._ids.after(before, written + self.template.end)
@@ -211,7 +213,7 @@ class PromptBuilder:
         """Ids of a segment on its own.
 
         An exemplar's response gets the very ids that scoring gives a response, its end included:
-        after "\\n" as the end, a tokenizer would merge a following "\\n" into another token.
+        behind the end of a line, a tokenizer would merge a further one into another token.
         """
         encode = self._ids.encode if first or segment.parted else self._ids.inside
         shown = "{exemplar_response}" + self.template.end

@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mop_jax.errors import DataError
+from mop_jax.prompts.dates import DEFAULT_DATE, fixed_day, in_words
 from mop_jax.prompts.tokens import first_special, template_source
 
 Messages = list[dict[str, str]]
-
-DEFAULT_DATE = datetime.date(2024, 7, 26)
-"""What templates that ask for the day are told: the day that Llama 3.1's and 3.2's fall back to."""
 
 ANSWER = "response"
 FORMS: dict[str, tuple[str, ...]] = {
@@ -33,11 +31,6 @@ FORMS: dict[str, tuple[str, ...]] = {
 _PAD = "\n\t\n"
 _LEFT = {"": _PAD, "\n": "\t\n", "any": ""}
 _RIGHT = {"": _PAD, "\n": "\n\t", "any": ""}
-_MONTHS = (
-    "January February March April May June July August September October November December"
-).split()
-_DATE_CODES = "%F %T %R %D %B %b %h %A %a %p %-d %-m %e %d %m %Y %y %j %H %I %M %S".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 class Strip(NamedTuple):
@@ -101,13 +94,13 @@ class ChatTemplate:
                 "own template."
             )
         self._tokenizer = tokenizer
-        defaults = {"enable_thinking": False, "date_string": _in_words(date, "%d %b %Y")}
+        defaults = {"enable_thinking": False, "date_string": in_words(date, "%d %b %Y")}
         used = {name: value for name, value in defaults.items() if name in source}
         self._arguments = used | dict(arguments or {})
         if "strftime_now" in source:
             chosen = tokenizer.get_chat_template(self._arguments.get("chat_template"))
             # A template's own macro goes before the function that tells today's date.
-            self._arguments["chat_template"] = _fixed_day(date) + chosen
+            self._arguments["chat_template"] = fixed_day(date) + chosen
         # Whether persona and instruction are a system turn, or open the first user turn.
         self._system_turn = True
 
@@ -236,7 +229,9 @@ def answer_prompt(tokenizer: Any, messages: Messages, **settings: Any) -> str:
         answered = chat.render([*messages, {"role": "assistant", "content": mark}])
     except Exception:  # a template that writes prompts only
         return generation
-    return answer_begins(generation, answered.partition(mark)[0]) if mark in answered else generation
+    return (
+        answer_begins(generation, answered.partition(mark)[0]) if mark in answered else generation
+    )
 
 
 def _puts_system_first(chat: ChatTemplate, messages: Messages) -> bool:
@@ -253,38 +248,24 @@ def _find_strips(
     fields: Sequence[str], static: Sequence[str], padded: Sequence[str]
 ) -> dict[str, Strip]:
     """What is left of the blanks around marks, static text by static text."""
-    left: dict[str, str] = {}
-    right: dict[str, str] = {}
+    lefts, rights = [""] * len(fields), [""] * len(fields)
     for i, (plain, wide) in enumerate(zip(static, padded, strict=True)):
-        rights = _RIGHT.items() if i > 0 else [("", "")]
-        lefts = _LEFT.items() if i < len(fields) else [("", "")]
-        for (r, kept_right), (l, kept_left) in ((r, l) for r in rights for l in lefts):
-            if wide == kept_right + plain + kept_left:
-                break
-        else:
+        # What follows field i − 1 and precedes field i.
+        behind = _RIGHT if i > 0 else {"": ""}
+        before = _LEFT if i < len(fields) else {"": ""}
+        fitting = [
+            (right, left)
+            for right, kept_right in behind.items()
+            for left, kept_left in before.items()
+            if wide == kept_right + plain + kept_left
+        ]
+        if not fitting:
             raise DataError(
                 "The language model's chat template rewrites the blanks around "
                 f"{fields[min(i, len(fields) - 1)]}; give your own prompt template."
             )
         if i > 0:
-            right[fields[i - 1]] = r
+            rights[i - 1] = fitting[0][0]
         if i < len(fields):
-            left[fields[i]] = l
-    return {field: Strip(left[field], right[field]) for field in fields}
-
-
-def _fixed_day(date: datetime.date) -> str:
-    """Jinja source of a `strftime_now` that tells this day, at midnight."""
-    told = "".join(f" | replace('{c}', '{_in_words(date, c)}')" for c in _DATE_CODES)
-    return "{% macro strftime_now(format) %}{{ format" + told + " }}{% endmacro %}\n"
-
-
-def _in_words(date: datetime.date, form: str) -> str:
-    """`strftime` of a day, in English whatever the locale, which is the process's own affair."""
-    month, day = _MONTHS[date.month - 1], _DAYS[date.weekday()]
-    names = {"%B": month, "%b": month[:3], "%h": month[:3], "%A": day, "%a": day[:3], "%p": "AM"}
-    names |= {"%-d": str(date.day), "%-m": str(date.month), "%e": f"{date.day:2}"}
-    names |= {"%F": "%Y-%m-%d", "%T": "%H:%M:%S", "%R": "%H:%M", "%D": "%m/%d/%y"}
-    for code, name in names.items():
-        form = form.replace(code, name)
-    return datetime.datetime(date.year, date.month, date.day).strftime(form)
+            lefts[i] = fitting[0][1]
+    return dict(zip(fields, map(Strip, lefts, rights), strict=True))

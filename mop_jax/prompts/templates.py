@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mop_jax.errors import DataError
-from mop_jax.prompts.chat import ANSWER, DEFAULT_DATE, ChatTemplate, Strip
+from mop_jax.prompts.chat import ANSWER, ChatTemplate, Strip
+from mop_jax.prompts.dates import DEFAULT_DATE
 
 FIELDS = ("instruction", "persona", "exemplar_context", "exemplar_response", "context")
 FIELD = re.compile(r"\{(" + "|".join(FIELDS) + r")\}")
