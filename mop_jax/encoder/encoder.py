@@ -2,9 +2,10 @@
 
 The folder, in the layout of `sentence_transformers`, says everything: which network
 (`config.json`), its weights (`model.safetensors`), its tokenizer (`tokenizer.json`), where texts
-are cut (`sentence_bert_config.json`), how token vectors are pooled (`1_Pooling/config.json`) and
-whether the result is normalised (`modules.json`). A value that is not implemented is refused by
-name; none is read and ignored.
+are cut (`sentence_bert_config.json`), how token vectors are pooled (`1_Pooling/config.json`),
+whether the result is normalised (`modules.json`), and the prompt before every text
+(`config_sentence_transformers.json`). A value that is not implemented is refused by name; none is
+read and ignored.
 
 A network is one module class like `mop_jax.encoder.bert.Bert`: attributes named as the checkpoint
 names them, `from_config`, `unused` tensor names, and a call (ids, lengths) → hidden states. A
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mop_jax import progress
 from mop_jax.encoder.bert import Bert
@@ -61,23 +62,30 @@ class SentenceEncoder:
         normalise: bool = True,
         max_length: int = 512,
         lower_case: bool = False,
+        prompt: str = "",
+        pool_prompt: bool = True,
         fingerprint: str = "",
     ) -> None:
         self.embedding_dim = network.embedding_dim
         self.max_length = min(max_length, network.max_length)
         self.fingerprint = fingerprint
         self.num_traces = 0
-        self._lower_case = lower_case
+        self._lower_case, self._prompt = lower_case, prompt
         # The file's own padding would pad every text to one length, whatever the batch.
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_length)
         self._tokenizer = tokenizer
+        # Tokens at the beginning that are not pooled; a special last one ends every text.
+        start = 0
+        if prompt and not pool_prompt:
+            (alone,) = self._tokenise([""])
+            start = len(alone.ids) - alone.special_tokens_mask[-1]
         graph, self._state = nnx.split(network)
 
         def embed(state: nnx.State, ids: jax.Array, lengths: jax.Array) -> jax.Array:
             self.num_traces += 1  # runs while tracing only
             hidden = nnx.merge(graph, state)(ids, lengths)
-            pooled = _pool(hidden, lengths, pooling)
+            pooled = _pool(hidden, lengths, pooling, start)
             return _normalise(pooled) if normalise else pooled
 
         self._embed: Callable[..., jax.Array] = jax.jit(embed)
@@ -104,9 +112,11 @@ class SentenceEncoder:
                 f"{network_folder / 'config.json'} has model_type {kind!r}; accepted are: "
                 f"{', '.join(_NETWORKS)}."
             )
-        pooling: Pooling = "mean"  # what sentence_transformers does without modules.json
+        # What sentence_transformers does without modules.json.
+        pooling: Pooling = "mean"
+        pool_prompt = True
         if "Pooling" in parts:
-            pooling = _read_pooling(folder / parts["Pooling"] / "config.json")
+            pooling, pool_prompt = _read_pooling(folder / parts["Pooling"] / "config.json")
         network, weights_hash = load_parameters(
             lambda: _NETWORKS[kind].from_config(config, str(network_folder / "config.json")),
             network_folder / "model.safetensors",
@@ -114,6 +124,7 @@ class SentenceEncoder:
         )
         tokenizer, tokenizer_text = _read_tokenizer(network_folder)
         max_length, lower_case = _read_limits(network_folder, network.max_length)
+        prompt = _read_prompt(folder)
         settings = [
             kind,
             pooling,
@@ -122,6 +133,8 @@ class SentenceEncoder:
             lower_case,
             sorted(config.items()),
         ]
+        if prompt:
+            settings += [prompt, pool_prompt]
         content = f"{weights_hash}\n{tokenizer_text}\n{settings!r}"
         return cls(
             network,
@@ -130,6 +143,8 @@ class SentenceEncoder:
             normalise="Normalize" in parts,
             max_length=max_length,
             lower_case=lower_case,
+            prompt=prompt,
+            pool_prompt=pool_prompt,
             fingerprint=hashlib.sha256(content.encode("utf-8")).hexdigest(),
         )
 
@@ -151,10 +166,7 @@ class SentenceEncoder:
             raise DataError("encode takes a list of strings.")
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; accepted is a positive integer.")
-        cleaned = [text.strip() for text in texts]
-        if self._lower_case:
-            cleaned = [text.lower() for text in cleaned]
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(cleaned)]
+        ids = [encoding.ids for encoding in self._tokenise(texts)]
         # Longest first: if memory fails it fails at once, and the ETA is honest.
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         embeddings = np.empty((len(ids), self.embedding_dim), dtype=np.float32)
@@ -170,6 +182,12 @@ class SentenceEncoder:
             )
         return embeddings
 
+    def _tokenise(self, texts: Sequence[str]) -> list[Encoding]:
+        cleaned = [(self._prompt + text).strip() for text in texts]
+        if self._lower_case:
+            cleaned = [text.lower() for text in cleaned]
+        return self._tokenizer.encode_batch(cleaned)
+
     def _encode_batch(self, ids: list[list[int]], batch_size: int) -> np.ndarray:
         longest = len(ids[0])
         width = next((length for length in _LENGTHS if length >= longest), longest)
@@ -183,15 +201,16 @@ class SentenceEncoder:
         return np.asarray(self._embed(self._state, padded, lengths))[: len(ids)]
 
 
-def _pool(hidden: jax.Array, lengths: jax.Array, pooling: Pooling) -> jax.Array:
-    """Hidden states [B, T, D] to [B, D]."""
+def _pool(hidden: jax.Array, lengths: jax.Array, pooling: Pooling, start: int) -> jax.Array:
+    """Hidden states [B, T, D] to [B, D]; those before `start` are left out, but for `cls`."""
     if pooling == "cls":
         return hidden[:, 0]
-    real = (jnp.arange(hidden.shape[1])[None, :] < lengths[:, None])[:, :, None]
+    places = jnp.arange(hidden.shape[1])[None, :]
+    real = ((places >= start) & (places < lengths[:, None]))[:, :, None]
     if pooling == "max":
         return jnp.where(real, hidden, -jnp.inf).max(axis=1, where=real, initial=-1e9)
     # Rows that only fill up the batch have length 0.
-    return jnp.where(real, hidden, 0.0).sum(axis=1) / jnp.maximum(lengths, 1)[:, None]
+    return jnp.where(real, hidden, 0.0).sum(axis=1) / jnp.maximum(lengths - start, 1)[:, None]
 
 
 def _normalise(pooled: jax.Array) -> jax.Array:
@@ -221,7 +240,8 @@ def _read_modules(folder: Path) -> dict[str, str]:
     return parts
 
 
-def _read_pooling(path: Path) -> Pooling:
+def _read_pooling(path: Path) -> tuple[Pooling, bool]:
+    """How token vectors are pooled, and whether those of the prompt are among them."""
     config = read_json(path)
     mode = config.get("pooling_mode")
     if mode is None:
@@ -233,7 +253,22 @@ def _read_pooling(path: Path) -> Pooling:
         mode = "+".join(names)
     if mode not in _POOLINGS:
         raise DataError(f"{path} asks for pooling {mode!r}; accepted are: {', '.join(_POOLINGS)}.")
-    return mode
+    return mode, bool(config.get("include_prompt", True))
+
+
+def _read_prompt(folder: Path) -> str:
+    """What sentence_transformers puts before every text, where it is told no other prompt."""
+    path = folder / "config_sentence_transformers.json"
+    config = read_json(path) if path.exists() else {}
+    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts.get(name), str):
+        raise DataError(
+            f"{path} names {name!r} as its default prompt; its prompts are: "
+            f"{', '.join(map(repr, prompts)) or 'none'}."
+        )
+    return prompts[name]
 
 
 def _read_tokenizer(folder: Path) -> tuple[Tokenizer, str]:

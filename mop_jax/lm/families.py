@@ -8,6 +8,7 @@ checkpoints do not carry the decoder's names, a translation of tensors.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,14 +35,37 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Fields that bear on training, storage or generation, not on the logits.
+# Fields that bear on training, storage, generation or other tasks, not on the logits.
 _WITHOUT_EFFECT = _names(
     """architectures attention_dropout bos_token_id dtype torch_dtype initializer_range
     is_llama_config pad_token_id transformers_version transformers.js_config use_cache _name_or_path
     id2label label2id chunk_size_feed_forward output_attentions output_hidden_states problem_type
-    return_dict is_encoder_decoder add_cross_attention unsloth_fixed pretraining_tp
-    cache_implementation model_type eos_token_id"""
+    return_dict is_encoder_decoder add_cross_attention pretraining_tp
+    cache_implementation model_type eos_token_id
+    tokenizer_class processor_class finetuning_task num_labels task_specific_params license tags
+    sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id
+    forced_eos_token_id prefix model_max_length max_length min_length do_sample early_stopping
+    num_beams num_beam_groups diversity_penalty temperature top_k top_p min_p typical_p
+    epsilon_cutoff eta_cutoff repetition_penalty length_penalty no_repeat_ngram_size
+    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate remove_invalid_values suppress_tokens begin_suppress_tokens
+    exponential_decay_length_penalty max_new_tokens
+    attn_implementation use_flash_attn use_flash_attention gradient_checkpointing torchscript
+    use_bfloat16 tf_legacy_loss tie_encoder_decoder initializer_factor neftune_noise_alpha"""
 )
+# Private notes of the software that wrote the file.
+_NOTES = re.compile(r"_|unsloth_|axolotl_|trl_")
+# What is dropped at random in training is kept when a model is used.
+_DROPOUT = re.compile(r".*(dropout|_pdrop|dropout_prob|dropout_rate)")
+_EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+
+
+def _moves_no_logit(name: str, value: Any) -> bool:
+    """Whether a field can be passed over, whatever the family."""
+    known = name in _WITHOUT_EFFECT or _NOTES.match(name) or _DROPOUT.fullmatch(name)
+    return bool(known) or value in _EMPTY
+
+
 _COMMON = _names(
     """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
     num_key_value_heads head_dim max_position_embeddings rms_norm_eps rope_theta rope_parameters
@@ -116,12 +140,12 @@ def parse_config(values: Mapping[str, Any], where: str = "config.json") -> Decod
     if family.nested is not None:
         values = _nested(values, family, where)
     for name, value in values.items():
-        if name not in family.fields | _WITHOUT_EFFECT and value not in (None, False):
+        if name not in family.fields and not _moves_no_logit(name, value):
             raise DataError(f"{where}: {name} = {value!r} is not supported by this decoder.")
     for name in family.required:
         if values.get(name) is None:
             raise FaultError(f"{where} lacks the field {name!r}.")
-    config = _with_defaults(values, where)
+    config = _with_defaults(family, values, where)
     heads = config.num_attention_heads
     settings = {
         "vocab_size": config.vocab_size,
@@ -141,7 +165,7 @@ def _nested(values: Mapping[str, Any], family: Family, where: str) -> dict[str, 
     """The text model's configuration out of a larger one, with the end tokens of the whole."""
     field = str(family.nested)
     for name, value in values.items():
-        if name not in _BESIDE_TEXT | _WITHOUT_EFFECT | {field} and value not in (None, False):
+        if name not in _BESIDE_TEXT | {field} and not _moves_no_logit(name, value):
             raise DataError(f"{where}: {name} = {value!r} is not supported by this decoder.")
     inner = values.get(field)
     if not isinstance(inner, Mapping):
@@ -151,10 +175,10 @@ def _nested(values: Mapping[str, Any], family: Family, where: str) -> dict[str, 
     return {"model_type": f"{values['model_type']}_text"} | dict(inner) | outer
 
 
-def _with_defaults(values: Mapping[str, Any], where: str) -> Any:
+def _with_defaults(family: Family, values: Mapping[str, Any], where: str) -> Any:
     from transformers import AutoConfig
 
-    given = {name: value for name, value in values.items() if name != "model_type"}
+    given = {name: value for name, value in values.items() if name in family.fields}
     try:
         return AutoConfig.for_model(values["model_type"], **given)
     except Exception as error:  # each configuration class raises whatever its checks raise

@@ -7,6 +7,7 @@ order that the decoder rotates. It stores Gemma's norm scales with their offset 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +38,8 @@ _GEMMA3_NAMES = _LLAMA_NAMES | {
     "post_ffw_norm": "post_feedforward_layernorm",
 }
 _TOP_NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+# How files of a model that was split are named; they can be read from any of them.
+_PART = re.compile(r"(?P<stem>.+)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf")
 # Divisors of the rotary frequencies, which are part of the configuration.
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -75,12 +78,12 @@ class GGUFFile:
                 f"{path} is a GGUF file, which needs the gguf package: pip install 'mop-jax[gguf]'"
             ) from error
         self.path = path
-        try:
-            self._reader = _plain_reader(GGUFReader)(path)
-        except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError) as error:
-            raise FaultError(
-                f"{path} is no readable GGUF file, or it is cut off ({error}); fetch it again."
-            ) from error
+        reader = _plain_reader(GGUFReader)
+        # Metadata are in the first part only.
+        self._reader, *others = [_open(reader, part) for part in split_parts(path)]
+        self._tensors = list(self._reader.tensors)
+        self._tensors += [tensor for other in others for tensor in other.tensors]
+        self._check_parts(1 + len(others))
         name = self.get("general.architecture")
         if name not in ARCHITECTURES:
             supported = ", ".join(f"{n!r} ({a.title})" for n, a in ARCHITECTURES.items())
@@ -89,7 +92,22 @@ class GGUFFile:
             )
         self._prefix = f"{name}."
         self._architecture = ARCHITECTURES[name]
-        self.tensor_names = {tensor.name for tensor in self._reader.tensors}
+        self.tensor_names = {tensor.name for tensor in self._tensors}
+
+    def _check_parts(self, found: int) -> None:
+        count = int(self.get("split.count", 0) or 1)
+        if count != found:
+            raise DataError(
+                f"{self.path} is one of {count} parts of a model; give the first of them, with all "
+                f"others beside it under the names that they were split into: "
+                f"NAME-00001-of-{count:05d}.gguf and so on."
+            )
+        tensors = int(self.get("split.tensors.count", 0) or len(self._tensors))
+        if tensors != len(self._tensors):
+            raise FaultError(
+                f"The parts of {self.path} hold {len(self._tensors)} tensors where the first says "
+                f"{tensors}; they do not belong together, or one was cut off: fetch them again."
+            )
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a metadata field as a Python object, or `default`."""
@@ -120,7 +138,7 @@ class GGUFFile:
                 f"{self.path}: rotating {rotated} of {head_dim} head dimensions is not supported."
             )
         tokens = self.get("tokenizer.ggml.tokens", [])
-        end = self.get("tokenizer.ggml.eos_token_id")
+        ends = [self.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
         return DecoderConfig(
             vocab_size=len(tokens) or int(self.setting("vocab_size")),
             hidden_size=hidden,
@@ -136,7 +154,7 @@ class GGUFFile:
             tie_embeddings="output.weight" not in self.tensor_names,
             attention_bias="blk.0.attn_q.bias" in self.tensor_names,
             attention_output_bias="blk.0.attn_output.bias" in self.tensor_names,
-            eos_token_ids=() if end is None else (int(end),),
+            eos_token_ids=tuple(dict.fromkeys(int(end) for end in ends if end is not None)),
             **self._architecture.settings(self),
         )
 
@@ -152,7 +170,7 @@ class GGUFFile:
             return RopeScaling() if kind == "none" else RopeScaling("linear", factor)
         if kind != "none":
             raise DataError(f"{self.path}: rope factors together with scaling are not supported.")
-        (table,) = (t for t in self._reader.tensors if t.name == _ROPE_FACTORS)
+        (table,) = (t for t in self._tensors if t.name == _ROPE_FACTORS)
         return RopeScaling("factors", factors=tuple(map(float, table.data)))
 
     def tensors(self) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
@@ -161,7 +179,7 @@ class GGUFFile:
         Raises:
             FaultError: for a tensor whose name is not known.
         """
-        for tensor in self._reader.tensors:
+        for tensor in self._tensors:
             if tensor.name == _ROPE_FACTORS:
                 continue
             yield self._hugging_face_name(tensor.name), partial(self._read, tensor)
@@ -191,6 +209,35 @@ class GGUFFile:
         if self._architecture.interleaved and ".attn_k." in tensor.name:
             return _half_split(value, int(self.setting("attention.head_count_kv", heads)))
         return value
+
+
+def split_parts(path: Path) -> list[Path]:
+    """All parts of the model that a file belongs to, in order; most models have one.
+
+    Raises:
+        FaultError: if a part is missing.
+    """
+    named = _PART.fullmatch(path.name)
+    if named is None:
+        return [path]
+    stem, count = named["stem"], int(named["count"])
+    parts = [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing:
+        raise FaultError(
+            f"{path.parent / missing[0]} is missing, a part of the model that {path.name} belongs "
+            f"to ({len(missing)} of {count} parts are missing); fetch all parts into one folder."
+        )
+    return parts
+
+
+def _open(reader: type, path: Path) -> Any:
+    try:
+        return reader(path)
+    except (ValueError, IndexError, OSError, KeyError, UnicodeDecodeError) as error:
+        raise FaultError(
+            f"{path} is no readable GGUF file, or it is cut off ({error}); fetch it again."
+        ) from error
 
 
 def _plain_reader(base: type) -> type:

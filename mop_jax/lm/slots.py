@@ -141,7 +141,7 @@ def advance(
         root: key of the seed.
         sample_ids: uint32 [B], of the samples in the slots.
         temperature: float32 [B].
-        end_ids: int32 [E, L], sequences that end a response, filled up with `ANY_ID` in front.
+        end_ids: int32 [E, L], what ends a response, filled up with `ANY_ID` in front; or [E].
         truncation: which tokens may be drawn.
         enough: how many responses.
         shardings: where the slots lie, on a mesh.
@@ -198,7 +198,8 @@ def end_table(ends: Ends) -> np.ndarray:
 
 
 def _ends_with(tokens: Array, counts: Array, ends: Array) -> Array:
-    """Whether the first `counts` of `tokens` [B, M] end with one of the sequences [E, L]."""
+    """Whether the first `counts` of `tokens` [B, M] end with one of `ends` [E, L] or [E]."""
+    ends = ends[:, None] if ends.ndim == 1 else ends
     length = ends.shape[1]
     places = counts[:, None] - length + jnp.arange(length)
     last = jnp.take_along_axis(tokens, jnp.maximum(places, 0), axis=1)

@@ -14,6 +14,10 @@ from mop_jax.lm.gguf import GGUFFile
 
 # GGUF token types (llama.cpp): 3 is a control token, 4 one that users added.
 _CONTROL, _USER_DEFINED = 3, 4
+# Any of these holds a vocabulary.
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+# Other names for a pre-tokenizer that llama.cpp accepts.
+_PRE_ALIASES = {"llama3": "llama-bpe", "llama-v3": "llama-bpe", "gpt2": "gpt-2"}
 
 
 def load_tokenizer(folder: Path) -> Any | None:
@@ -22,7 +26,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     Raises:
         FaultError: if tokenizer files are there but cannot be read.
     """
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).exists() for name in _FILES):
         return None
     from transformers import AutoTokenizer
 
@@ -43,7 +47,7 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
     from tokenizers import AddedToken, processors
     from transformers import PreTrainedTokenizerFast
 
-    model, pre = file.get("tokenizer.ggml.model"), file.get("tokenizer.ggml.pre", "gpt-2")
+    model = file.get("tokenizer.ggml.model")
     builders = {"gpt2": _byte_level, "llama": _sentencepiece}
     if model not in builders:
         raise DataError(
@@ -52,6 +56,7 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
         )
     tokens: list[str] = _metadata(file, "tokens")
     types: list[int] = _metadata(file, "token_type")
+    pre = _pre_tokenizer(file, tokens) if model == "gpt2" else ""
     backend = builders[model](file, tokens, types, pre)
     control = [t for t, kind in zip(tokens, types, strict=True) if kind == _CONTROL]
     added = [t for t, kind in zip(tokens, types, strict=True) if kind == _USER_DEFINED]
@@ -64,7 +69,7 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
 
     bos = named("bos")
     # llama.cpp begins texts of Llama and Llama 3 with the token unless the file says otherwise.
-    usual = pre == "llama-bpe" or model == "llama"
+    usual = _PRE_ALIASES.get(pre, pre) == "llama-bpe" or model == "llama"
     if bos is not None and file.get("tokenizer.ggml.add_bos_token", usual):
         backend.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"],
@@ -83,6 +88,23 @@ def gguf_tokenizer(file: GGUFFile) -> Any:
     )
 
 
+def _pre_tokenizer(file: GGUFFile, tokens: list[str]) -> str:
+    """How a byte-level file's texts are split, by its name in llama.cpp.
+
+    Files of Llama 3 from its first weeks do not say; its vocabulary does.
+    """
+    named = file.get("tokenizer.ggml.pre")
+    if named is not None:
+        return str(named)
+    if {"<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"} <= set(tokens):
+        return "llama-bpe"
+    raise DataError(
+        f"{file.path} lacks tokenizer.ggml.pre, which says how texts are split, and its "
+        "vocabulary is not Llama 3's; convert the model anew, or load it from a folder with its "
+        "tokenizer.json."
+    )
+
+
 def _byte_level(file: GGUFFile, tokens: list[str], types: list[int], pre: str) -> Any:
     """Byte-level BPE, as GPT-2 and most since; the pre-tokenizer goes by its name in llama.cpp."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -94,13 +116,14 @@ def _byte_level(file: GGUFFile, tokens: list[str], types: list[int], pre: str) -
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
         r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
-    splitters = {
+    splitters: dict[str, Any] = {
         "gpt-2": gpt2,
         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), gpt2]),
         "llama-bpe": pre_tokenizers.Sequence(
             [pre_tokenizers.Split(llama3, "isolated"), byte_level]
         ),
     }
+    pre = _PRE_ALIASES.get(pre, pre)
     if pre not in splitters:
         raise DataError(
             f"{file.path}: GGUF pre-tokenizer {pre!r} is not supported; supported: "

@@ -98,8 +98,12 @@ class PromptBuilder:
         # An end that is no special token has ids of its own, whatever stands before it.
         self._special_end = template.end in self._special
         self.end_ids = self._ids.inside(template.end)
-        if not self.end_ids or (self._special_end and len(self.end_ids) != 1):
-            raise DataError(f"The end of a response, {template.end!r}, has no ids of its own.")
+        unknown = tokenizer.unk_token_id in self.end_ids and template.end != tokenizer.unk_token
+        if not self.end_ids or unknown or (self._special_end and len(self.end_ids) != 1):
+            raise DataError(
+                f"The end of a response, {template.end!r}, has no ids of its own in the language "
+                "model's tokenizer, so no response could end; give another end."
+            )
         if template.source is not None:
             self._try_whole_chats()
 

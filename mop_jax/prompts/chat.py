@@ -53,7 +53,7 @@ class Conversation(NamedTuple):
 
     Attributes:
         prompt: what comes before the answer, with fields.
-        opening: blanks that the template writes before an answer and the model generates.
+        opening: blanks that the template writes before an answer, as part of it.
         closing: blanks that it writes behind one.
         end: the special token that ends the turn, or "" if the template writes none.
         strips: of each field and the answer.
@@ -167,7 +167,8 @@ class ChatTemplate:
         before = "".join(text + "{" + f + "}" for text, f in zip(static, fields, strict=False))
         before = before.removesuffix("{" + ANSWER + "}")
         generation = self.render(self.messages({f: "{" + f + "}" for f in FORMS[form]}), True)
-        prompt = answer_begins(generation, before)
+        # Blanks go with the word that follows them, which is the response's.
+        prompt = answer_begins(generation, before).rstrip(" ")
         behind, end = static[-1], first_special(self._tokenizer, static[-1])
         closing = behind if end is None else behind.partition(end)[0]
         if closing.strip():
@@ -197,12 +198,17 @@ def answer_begins(generation: str, before: str) -> str:
         return before if before[len(generation) :].strip() else generation
     if generation.startswith(before) and not generation[len(before) :].strip():
         return before
-    added = generation[len(before) :] if generation.startswith(before) else generation[-40:]
+    shared = next(
+        (i for i, (a, b) in enumerate(zip(generation, before, strict=False)) if a != b),
+        min(len(generation), len(before)),
+    )
+    added = generation[shared:].strip()
+    where = "inside a thought" if "think" in added else "where the model does not write them"
     raise DataError(
-        f"The language model's chat template begins a response with {added.strip()!r}, which it "
-        "does not write before an answer: responses would be scored inside a thought. Use a model "
-        "that answers at once, template arguments that switch the thought off, the plain prompt "
-        "form, or a template of your own."
+        f"The language model's chat template begins a response with {added!r}, which it does not "
+        f"write before an answer: responses would be scored {where}. Use a model that answers at "
+        "once, template arguments that switch this off, the plain prompt form, or a template of "
+        "your own."
     )
 
 

@@ -16,7 +16,7 @@ from mop_jax.errors import DataError
 # A token that can be told from ordinary text: no letter, digit or blank at either end.
 _MARKER = re.compile(r"[^\w\s]\S+[^\w\s]")
 # What a text is tokenised behind, to see how it continues one.
-_GUARDS = ("\n", "x\n", "x", ".")
+_GUARDS = ("\n", "x\n", ".", ":", "0", "x")
 _CONTINUATIONS = ("a", "Be it so.", "É 12", "。")
 
 
@@ -107,6 +107,9 @@ class Continuation:
                for guard in _GUARDS for text in _CONTINUATIONS):  # fmt: skip
             return
         for guard in _GUARDS:
+            # What is unknown is joined to whatever else is.
+            if tokenizer.unk_token_id in self.encode(guard):
+                continue
             if all(self._behind(guard, text) is not None for text in _CONTINUATIONS):
                 self._guard = guard
                 return

@@ -173,6 +173,53 @@ def test_settings_of_the_folder_are_obeyed(folder: Path) -> None:
     np.testing.assert_allclose(again, mean, atol=3e-6)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "max", "cls"])
+@pytest.mark.parametrize("included", [None, True, False])
+def test_the_default_prompt_is_put_before_every_text(
+    folder: Path, pooling: str, included: bool | None
+) -> None:
+    """As sentence_transformers does; where the pooling says so, its tokens are not pooled."""
+    name = f"pooling_mode_{pooling}_token" + ("" if pooling == "cls" else "s")
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {name: True} | ({} if included is None else {"include_prompt": included}),
+    )
+    plain = SentenceEncoder.from_pretrained(folder)
+    told = {"prompts": {"query": "a b ", "document": ""}, "default_prompt_name": "query"}
+    write_json(folder / "config_sentence_transformers.json", told)
+    prompted = SentenceEncoder.from_pretrained(folder)
+    got = prompted.encode(["c d", " e", "", "f " * 30], batch_size=4)
+    wanted = ["a b c d", "a b e", "a b", "a b " + "f " * 30]
+    if included is not False:
+        np.testing.assert_allclose(got, plain.encode(wanted), atol=3e-6)
+    start = 3 if included is False else 0  # [CLS] a b
+    for text, row in zip(wanted, got, strict=True):
+        hidden = oracle(word_ids(text), tensors())
+        kept = hidden[start:]
+        expected = {"mean": kept.mean(0), "cls": hidden[0], "max": kept.max(0)}[pooling]
+        np.testing.assert_allclose(row, expected, atol=2e-5)
+    assert prompted.fingerprint != plain.fingerprint
+
+
+def test_prompts_that_are_not_the_default_change_nothing(folder: Path) -> None:
+    plain = SentenceEncoder.from_pretrained(folder)
+    file = folder / "config_sentence_transformers.json"
+    for told in (
+        {"__version__": {"sentence_transformers": "2.0.0"}},
+        {"prompts": {"query": "a "}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        {"prompts": {"query": "a ", "document": ""}, "default_prompt_name": "document"},
+    ):
+        write_json(file, told)
+        found = SentenceEncoder.from_pretrained(folder)
+        np.testing.assert_array_equal(found.encode(["c"]), plain.encode(["c"]))
+        assert found.fingerprint == plain.fingerprint
+    write_json(file, {"prompts": {"query": "a "}, "default_prompt_name": "passage"})
+    with pytest.raises(
+        DataError, match=r"'passage' as its default prompt; its prompts are: 'query'"
+    ):
+        SentenceEncoder.from_pretrained(folder)
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> SentenceEncoder:
     return SentenceEncoder.from_pretrained(folder.__wrapped__(tmp_path_factory.mktemp("encoder")))  # type: ignore[attr-defined]

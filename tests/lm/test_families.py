@@ -212,6 +212,49 @@ def test_unsupported_values_are_named(name, change, named):
         parse_config(PUBLISHED[name] | change)
 
 
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_notes_that_move_no_logit_are_passed_over(name):
+    """What trainers and converters leave in published configurations."""
+    notes = {
+        "_num_labels": 1,
+        "_name_or_path": "somewhere/else",
+        "_attn_implementation": "flash_attention_2",
+        "_flash_attn_2_enabled": True,
+        "unsloth_version": "2024.9",
+        "unsloth_fixed": True,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "torch_dtype": "float16",
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "num_labels": 2,
+        "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+        "classifier_dropout": 0.1,
+        "summary_first_dropout": 0.1,
+        "hidden_dropout_prob": 0.1,
+        "resid_pdrop": 0.1,
+        "temperature": 0.6,
+        "pruned_heads": {},
+        "gradient_checkpointing": True,
+        "pad_token_id": 11,
+    }
+    assert parse_config(PUBLISHED[name] | notes) == parse_config(PUBLISHED[name])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"logit_scale": 0.5},
+        {"residual_multiplier": 0.22},
+        {"pruned_heads": {"0": [1]}},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_other.OtherForCausalLM"}},
+        {"rope_interleaved": True},
+    ],
+)
+def test_what_may_move_a_logit_is_refused_by_name(change):
+    with pytest.raises(DataError, match=next(iter(change))):
+        parse_config(PUBLISHED["meta-llama/Meta-Llama-3-8B-Instruct"] | change)
+
+
 def test_the_two_spellings_of_rotary_settings_agree():
     old = PUBLISHED["meta-llama/Llama-3.1-8B-Instruct"]
     new = {name: value for name, value in old.items() if not name.startswith("rope_")}

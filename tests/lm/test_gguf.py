@@ -13,6 +13,7 @@ from mop_jax.lm.decoder import rotary_frequencies
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.tokenizer import gguf_tokenizer, tokenizer_fingerprint
+from mop_jax.prompts import PromptBuilder
 
 gguf = pytest.importorskip("gguf")
 SENTENCEPIECE = Path(__file__).parents[1] / "golden" / "sentencepiece.json"
@@ -336,6 +337,61 @@ def test_tensors_without_a_place_are_named(case, tmp_path):
         del LAYER_NAMES["self_attn.q_norm"]
 
 
+def split(file, count, keep=None):
+    """A file's tensors shared out over parts, named and marked as llama.cpp splits a model."""
+    reader = gguf.GGUFReader(file)
+    parts = []
+    for number in range(count):
+        part = file.with_name(f"m-{number + 1:05d}-of-{count:05d}.gguf")
+        writer = gguf.GGUFWriter(part, "llama")
+        if number == 0:
+            for field in reader.fields.values():
+                if field.name.startswith(("GGUF.", "general.architecture")):
+                    continue
+                kind, value = field.types[0], field.contents()
+                inner = field.types[-1] if len(field.types) > 1 else None
+                writer.add_key_value(field.name, value, kind, sub_type=inner)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for i in np.array_split(np.arange(len(reader.tensors)), count)[number]:
+            tensor = reader.tensors[i]
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        parts.append(part)
+    return parts
+
+
+def test_all_parts_of_a_split_model_are_read(case, write_checkpoint, tmp_path):
+    whole = write(tmp_path / "m.gguf", case)
+    parts = split(whole, 3)
+    expected = FlaxLM.from_pretrained(whole)
+    for part in (parts[0], parts[2]):
+        found = FlaxLM.from_pretrained(part)
+        assert_same(found, expected, case)
+        assert found.fingerprint == expected.fingerprint
+
+
+def test_parts_that_are_missing_or_renamed_are_refused_at_once(case, tmp_path, monkeypatch):
+    parts = split(write(tmp_path / "m.gguf", case), 3)
+    monkeypatch.setattr(GGUFFile, "tensors", None)  # nothing may be read
+    renamed = parts[0].rename(tmp_path / "other.gguf")
+    with pytest.raises(DataError, match=r"other\.gguf is one of 3 parts of a model"):
+        FlaxLM.from_pretrained(renamed)
+    renamed.rename(parts[0])
+    parts[1].rename(tmp_path / "away")
+    with pytest.raises(FaultError, match=r"m-00002-of-00003\.gguf is missing.*1 of 3 parts"):
+        FlaxLM.from_pretrained(parts[0])
+    write(tmp_path / "n.gguf", case, drop=["blk.0.attn_q.weight"])
+    split(tmp_path / "n.gguf", 3)[1].replace(tmp_path / "n-of-two")
+    (tmp_path / "away").replace(parts[1])
+    with pytest.raises(FaultError, match="do not belong together"):
+        FlaxLM.from_pretrained(parts[0])
+
+
 def tokenizer_of(tmp_path, case, **change):
     tokens = vocabulary()
     return gguf_tokenizer(GGUFFile(write(tmp_path / "t.gguf", case, tokens=tokens, **change)))
@@ -355,6 +411,59 @@ def test_tokenizer_of_a_file(case, tmp_path, pre):
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "h"}], tokenize=False)
     assert rendered == "<|im_start|>h"
+
+
+LLAMA3 = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+
+def test_a_file_without_a_pre_tokenizer(case, tmp_path):
+    """Llama 3's is known by its vocabulary; any other is refused."""
+    tokens = [*LLAMA3, *vocabulary()[3:]]
+    given = {"tokens": tokens, "drop": ["tokenizer_pre"], "eos_token_id": 3, "bos_token_id": 0}
+    found = gguf_tokenizer(GGUFFile(write(tmp_path / "a.gguf", case, **given)))
+    named = {**given, "drop": [], "pre": "llama-bpe"}
+    expected = gguf_tokenizer(GGUFFile(write(tmp_path / "b.gguf", case, **named)))
+    assert tokenizer_fingerprint(found) == tokenizer_fingerprint(expected)
+    assert found.encode("hello  12")[0] == 0
+    with pytest.raises(DataError, match=r"lacks tokenizer\.ggml\.pre, .* not Llama 3's"):
+        tokenizer_of(tmp_path, case, drop=["tokenizer_pre"])
+
+
+TURNS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+def test_the_end_of_turn_goes_by_its_role(case, tmp_path, kind):
+    """Turn tokens that are marked as user-defined, and an end of sequence that is another token."""
+    tokens = vocabulary()
+    types = [3, kind, kind, *[1] * (len(tokens) - 3)]
+    file = GGUFFile(
+        write(
+            tmp_path / "t.gguf", case, tokens=tokens, token_types=types, eos_token_id=0,
+            chat_template=TURNS,
+        )
+    )  # fmt: skip
+    tokenizer = gguf_tokenizer(file)
+    builder = PromptBuilder(tokenizer)
+    assert builder.template.end == "<|im_end|>"
+    assert builder.response("hello")[-1] == 2
+    assert FlaxLM(make_decoder(file), tokenizer).end_ids == (0, 2)
+    with pytest.raises(DataError, match=r"holds '<\|im_end\|>', a special token"):
+        builder.response("x<|im_end|>")
+
+
+def make_decoder(file):
+    from tests.conftest import random_decoder
+
+    return random_decoder(file.config())
+
+
+def test_all_ends_that_a_file_names_end_a_text(case, tmp_path):
+    file = GGUFFile(write(tmp_path / "t.gguf", case, eot_token_id=4, eos_token_id=2))
+    assert file.config().eos_token_ids == (2, 4)
 
 
 @pytest.mark.parametrize("model", json.loads(SENTENCEPIECE.read_text("utf-8")))

@@ -224,6 +224,40 @@ def test_length_and_end_of_responses(make_tiny_lm, word_tokenizer):
     assert 0 < drawn.finished.sum() < 40
 
 
+def test_ends_of_several_tokens(make_tiny_lm, word_tokenizer):
+    """Responses stop where an end is complete, as if it were looked for in what goes on for ever.
+
+    Tokens of three classes, drawn without looking back: ends occur, overlap, and are cut off.
+    """
+    lm = make_tiny_lm(tokenizer=word_tokenizer)
+    prompts, longest = [[5, 6, 7]] * 40, 12
+    endless = lm.generate(prompts, seed=1, max_new_tokens=longest, end_ids=(), top_k=3)
+    flat = [tuple(ids[i : i + 2]) for ids in endless.token_ids for i in range(longest - 1)]
+    pair = max(set(flat), key=flat.count)
+    triple = tuple(endless.token_ids[0][4:7])
+    ends = (triple, pair)
+    drawn = lm.generate(prompts, seed=1, max_new_tokens=longest, end_ids=ends, top_k=3)
+    ended = 0
+    for ids, whole, done, text in zip(
+        drawn.token_ids, endless.token_ids, drawn.finished, drawn.texts, strict=True
+    ):
+        stops = [
+            n for n in range(1, longest + 1) if any(tuple(whole[:n][-len(e) :]) == e for e in ends)
+        ]
+        assert ids == whole[: min(stops, default=longest)]
+        assert done == bool(stops)
+        ended += done
+        end = next((e for e in ends if done and tuple(ids[-len(e) :]) == e), ())
+        assert len(text.split()) == len(ids) - len(end)
+    assert 0 < ended < 40
+    # One id, alone or as a sequence of its own, and beside longer ends.
+    one = pair[1]
+    by_id = lm.generate(prompts, seed=1, max_new_tokens=longest, end_ids=[one], top_k=3)
+    for ends in ([[one]], [one, (one, one)]):
+        again = lm.generate(prompts, seed=1, max_new_tokens=longest, end_ids=ends, top_k=3)
+        assert again.token_ids == by_id.token_ids
+
+
 def test_end_tokens_come_from_the_checkpoint(make_tiny_lm):
     lm = make_tiny_lm(eos_token_ids=tuple(range(6060)))
     drawn = lm.generate([[5]] * 4, max_new_tokens=5)

@@ -129,15 +129,26 @@ def _backend(kind: str) -> str:
     return BUILDERS[kind]().to_str()
 
 
-def make_tokenizer(kind: str, family: str | None = None, adds_bos: bool = False, **options):
-    """A fast tokenizer of a kind with the special tokens and the chat template of a family."""
+def make_tokenizer(
+    kind: str,
+    family: str | None = None,
+    *,
+    adds_bos: bool = False,
+    flags: dict[str, bool] | None = None,
+    **options,
+):
+    """A fast tokenizer of a kind with the special tokens and the chat template of a family.
+
+    `flags` are those of its special tokens.
+    """
     backend = Tokenizer.from_str(_backend(kind))
     if family is None:
         told, template = {"bos": "<s>", "eos": "</s>", "special": [], "added": []}, None
     else:
         told, template = FAMILIES[family], (TEMPLATES / f"{family}.jinja").read_text("utf-8")
     special = [t for t in (told["bos"], told["eos"], *told["special"]) if t]
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
+    flagged = {"normalized": False, "special": True} | (flags or {})
+    backend.add_special_tokens([AddedToken(t, **flagged) for t in special])
     backend.add_tokens([AddedToken(t, normalized=False) for t in told["added"]])
     if adds_bos and told["bos"]:
         bos = told["bos"]
