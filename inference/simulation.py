@@ -16,7 +16,7 @@ import numpy as np
 
 from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, gate_at
-from mop_jax.lm.base import Generation, LanguageModel
+from mop_jax.lm.base import Generation, SamplingModel
 from mop_jax.prompts import PromptBuilder
 
 _COMPONENT_STREAM = 2**31
@@ -134,7 +134,7 @@ def draw_components(
 
 def simulate(
     posterior: Posterior,
-    language_model: LanguageModel,
+    language_model: SamplingModel,
     prompts: PromptBuilder,
     *,
     personas: Sequence[str],
@@ -237,7 +237,7 @@ def simulate(
         seed=seed,
         temperature=paths.temperature,
         sample_ids=samples,
-        end_ids=[prompts.end_id],
+        end_ids=[prompts.end_ids],
         top_p=top_p,
         top_k=top_k,
         min_p=min_p,

@@ -5,16 +5,25 @@ Unknown fields are refused by name, so that a misspelt setting cannot be passed 
 
 from __future__ import annotations
 
+import datetime
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from mop_jax.errors import DataError
-from mop_jax.prompts import DEFAULT_INSTRUCTION
+from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION
 
 
 class _Section(BaseModel):
@@ -84,7 +93,13 @@ class ExemplarsConfig(_Section):
 
 
 class PromptConfig(_Section):
-    """How prompts are built; `auto` is the chat form where the model has a chat template."""
+    """How prompts are built; `auto` is the chat form where the model has a chat template.
+
+    `date` is the day that a chat template is told which writes today's: prompts must not change
+    from day to day. `template_arguments` are further arguments of the chat template, by name;
+    `enable_thinking` is off unless it is among them. Both hold for the prompts that synthesise
+    personas too.
+    """
 
     form: Literal["auto", "chat", "plain", "custom"] = "auto"
     instruction: str = DEFAULT_INSTRUCTION
@@ -92,6 +107,22 @@ class PromptConfig(_Section):
     persona_only: str | None = None
     zero_shot: str | None = None
     end: str | None = None
+    date: datetime.date = DEFAULT_DATE
+    template_arguments: dict[str, Any] = {}
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """How the model's chat template is rendered; see `mop_jax.prompts.ChatTemplate`."""
+        return {"date": self.date, "arguments": self.template_arguments}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Runs that were made before these fields existed have the defaults.
+        values = serialise(self)
+        for name in ("date", "template_arguments"):
+            if name in values and getattr(self, name) == type(self).model_fields[name].default:
+                del values[name]
+        return values
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> PromptConfig:

@@ -22,7 +22,7 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 LAYERS = (
     {"errors"},
     {"atomic", "resources", "progress", "distributions.temperature"},
-    {"population", "prompts", "encoder", "components.personas", "components.exemplars",
+    {"population", "prompts", "encoder", "components.exemplars",
      "components.proposals", "components.candidates"},
     {"lm"},
     {"likelihoods"},

@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
@@ -22,7 +22,9 @@ from threadpoolctl import threadpool_limits
 
 from mop_jax import atomic
 from mop_jax.errors import DataError, FaultError
+from mop_jax.lm.base import SamplingModel
 from mop_jax.population.population import Population
+from mop_jax.prompts import answer_prompt
 from mop_jax.resources import resolve_path
 
 OPENING = "You are"
@@ -87,27 +89,6 @@ class ClusterResult(NamedTuple):
     labels: np.ndarray
     centres: np.ndarray
     nearest: list[list[int]]
-
-
-class LanguageModel(Protocol):
-    """What synthesis needs of a language model; `mop_jax.FlaxLM` is one."""
-
-    @property
-    def tokenizer(self) -> Any:
-        """A Hugging Face tokenizer, with a chat template if the model is a chat model."""
-        ...
-
-    def generate(
-        self,
-        prompts: Any,
-        *,
-        seed: int,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
-    ) -> Any:
-        """Continues each prompt; the result has `.texts`, one continuation per prompt."""
-        ...
 
 
 def record_texts(population: Population) -> list[str]:
@@ -175,7 +156,7 @@ def summary_messages(records: Population) -> list[dict[str, str]]:
 def synthesise_personas(
     population: Population,
     embeddings: np.ndarray,
-    language_model: LanguageModel,
+    language_model: SamplingModel,
     num_personas: int,
     *,
     seed: int,
@@ -183,6 +164,7 @@ def synthesise_personas(
     max_new_tokens: int = 80,
     temperature: float = 0.7,
     top_p: float = 0.9,
+    chat_settings: Mapping[str, Any] | None = None,
 ) -> tuple[list[Persona], np.ndarray]:
     """Clusters the population and has the language model describe each cluster's author.
 
@@ -192,13 +174,14 @@ def synthesise_personas(
     Args:
         population: N records.
         embeddings: float [N, D] of `record_texts(population)`.
-        language_model: see `LanguageModel`.
+        language_model: see `mop_jax.lm.base.SamplingModel`.
         num_personas: K.
         seed: of clustering and generation; the same seed gives the same personas.
         records_per_persona: how many records nearest the centre are shown, repeated texts once.
         max_new_tokens: of each description; it ends with its last whole sentence.
         temperature: of generation.
         top_p: of generation.
+        chat_settings: how the chat template is rendered; see `mop_jax.prompts.ChatTemplate`.
 
     Returns:
         K personas, largest cluster first, and the cluster of each record, int64 [N].
@@ -219,8 +202,9 @@ def synthesise_personas(
         )
     clusters = cluster_records(embeddings, num_personas, seed)
     shown = [_distinct(population, rows)[:records_per_persona] for rows in clusters.nearest]
+    tokenizer, settings = language_model.tokenizer, chat_settings or {}
     prompts = [
-        _summary_prompt(summary_messages(population.take(rows)), language_model.tokenizer)
+        _summary_prompt(summary_messages(population.take(rows)), tokenizer, settings)
         for rows in shown
     ]
     texts, seeds = _describe(
@@ -352,7 +336,7 @@ def _parse_entry(name: str, number: int, entry: Any) -> Persona:
 
 
 def _describe(
-    prompts: list[str], language_model: LanguageModel, seed: int, **settings: Any
+    prompts: list[str], language_model: SamplingModel, seed: int, **settings: Any
 ) -> tuple[list[str], list[int]]:
     texts = [""] * len(prompts)
     seeds = [seed] * len(prompts)
@@ -377,10 +361,11 @@ def _describe(
     )
 
 
-def _summary_prompt(messages: list[dict[str, str]], tokenizer: Any) -> str:
+def _summary_prompt(
+    messages: list[dict[str, str]], tokenizer: Any, chat_settings: Mapping[str, Any]
+) -> str:
     if getattr(tokenizer, "chat_template", None):
-        opened = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        return f"{opened}{OPENING}"
+        return f"{answer_prompt(tokenizer, messages, **chat_settings)}{OPENING}"
     plain = "\n\n".join(message["content"] for message in messages)
     return f"{plain}\n\n{OPENING}"
 

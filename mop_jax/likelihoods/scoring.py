@@ -17,7 +17,7 @@ from mop_jax import progress
 from mop_jax.components.candidates import CandidateSet
 from mop_jax.errors import DataError, NotFiniteError
 from mop_jax.likelihoods.store import LikelihoodStore, pair_key
-from mop_jax.lm.base import Continuation, LanguageModel
+from mop_jax.lm.base import Continuation, ScoringModel
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder
 
@@ -43,7 +43,7 @@ def score_candidates(
     exemplars: Sequence[tuple[str, str]],
     prompts: PromptBuilder,
     store: LikelihoodStore,
-    language_model: LanguageModel,
+    language_model: ScoringModel,
     *,
     description: str = "Scoring",
 ) -> ScoredCandidates:
@@ -98,7 +98,7 @@ def spread(candidates: CandidateSet, triples: np.ndarray, scores: np.ndarray) ->
 
 def score_missing(
     store: LikelihoodStore,
-    language_model: LanguageModel,
+    language_model: ScoringModel,
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[int]],
     *,

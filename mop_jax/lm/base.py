@@ -1,7 +1,8 @@
 """What the rest of the package asks of a language model, and the records that pass between them.
 
 Any object with these methods will do in place of `FlaxLM`: a client of a remote model, another
-framework, a small fake in a test.
+framework, a small fake in a test. Scoring needs a `ScoringModel`, personas and simulation a
+`SamplingModel`; a `LanguageModel` is both.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from mop_jax.errors import DataError
 
 TokenIds = Sequence[int]
+Ends = Sequence[int | TokenIds]
+"""What ends a response: ids, or sequences of ids."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +106,13 @@ OnScores = Callable[[np.ndarray, np.ndarray], None]
 OnGenerated = Callable[[np.ndarray, Generation], None]
 
 
-class LanguageModel(Protocol):
-    """A frozen language model that scores and samples."""
+class ScoringModel(Protocol):
+    """A frozen language model that says how probable responses are."""
 
-    tokenizer: Any
+    @property
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer, with a chat template if the model is a chat model."""
+        ...
 
     @property
     def fingerprint(self) -> str:
@@ -115,7 +121,7 @@ class LanguageModel(Protocol):
 
     @property
     def context_window(self) -> int | None:
-        """The most tokens of prompt and response together; None where there is no limit."""
+        """Tokens that a prompt and its response may have together; None if there is no limit."""
         ...
 
     def score_pairs(
@@ -132,6 +138,15 @@ class LanguageModel(Protocol):
         """Scores (prefix, continuation) pairs on a grid of temperatures, reporting as it goes."""
         ...
 
+
+class SamplingModel(Protocol):
+    """A frozen language model that writes."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer, with a chat template if the model is a chat model."""
+        ...
+
     def sample_pairs(
         self,
         prefixes: Sequence[Sequence[TokenIds]],
@@ -141,7 +156,7 @@ class LanguageModel(Protocol):
         seed: int,
         temperature: np.ndarray,
         sample_ids: np.ndarray,
-        end_ids: Sequence[int],
+        end_ids: Ends,
         top_p: float = 1.0,
         top_k: int | None = None,
         min_p: float = 0.0,
@@ -151,3 +166,19 @@ class LanguageModel(Protocol):
     ) -> Generation:
         """Samples a response for each (prefix, request) pair at its own temperature."""
         ...
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+    ) -> Generation:
+        """Continues each prompt until the model ends its turn."""
+        ...
+
+
+class LanguageModel(ScoringModel, SamplingModel, Protocol):
+    """A frozen language model that scores and samples."""

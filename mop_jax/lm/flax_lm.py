@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mop_jax.errors import DataError
 from mop_jax.lm import sampling
 from mop_jax.lm.base import (
     Continuation,
+    Ends,
     Generation,
     OnGenerated,
     OnScores,
@@ -33,9 +34,14 @@ from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.memory import default_memory
 from mop_jax.lm.mesh import make_mesh, num_lanes, replicate, shard_decoder, shard_rows
 from mop_jax.lm.scoring import Scorer
-from mop_jax.lm.tokenizer import gguf_tokenizer, load_tokenizer, tokenizer_fingerprint
+from mop_jax.lm.tokenizer import (
+    continuation_decoder,
+    gguf_tokenizer,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
-from mop_jax.prompts import begin_ids
+from mop_jax.prompts import begin_ids, end_of_turn
 from mop_jax.resources import resolve_path
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -138,8 +144,16 @@ class FlaxLM:
 
     @property
     def context_window(self) -> int:
-        """The most tokens of prompt and response together."""
+        """Tokens that a prompt and its response may have together."""
         return self.config.max_position
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end a text or a turn: the checkpoint's, and the chat template's end of turn."""
+        turn = end_of_turn(self.tokenizer)
+        return tuple(
+            dict.fromkeys((*self.config.eos_token_ids, *(() if turn is None else (turn,))))
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -257,7 +271,7 @@ class FlaxLM:
         seed: int,
         temperature: np.ndarray,
         sample_ids: np.ndarray,
-        end_ids: Sequence[int],
+        end_ids: Ends,
         top_p: float = 1.0,
         top_k: int | None = None,
         min_p: float = 0.0,
@@ -313,7 +327,7 @@ class FlaxLM:
         top_p: float = 1.0,
         top_k: int | None = None,
         min_p: float = 0.0,
-        end_ids: Sequence[int] | None = None,
+        end_ids: Ends | None = None,
     ) -> Generation:
         """Samples one continuation of each prompt.
 
@@ -326,7 +340,7 @@ class FlaxLM:
             top_k: how many of the likeliest tokens are kept; None keeps all.
             min_p: least probability of a kept token, as a share of the likeliest one's. Of several
                 truncations each applies to what the one before left: top-k, top-p, min-p.
-            end_ids: ids that end a continuation; the checkpoint's end tokens by default.
+            end_ids: ids, or sequences of ids, that end a continuation; by default `end_ids`.
         """
         if temperature < 0 or max_new_tokens < 1:
             raise DataError(
@@ -342,7 +356,7 @@ class FlaxLM:
             seed=seed,
             temperature=np.full(count, temperature),
             sample_ids=np.arange(count),
-            end_ids=self.config.eos_token_ids if end_ids is None else end_ids,
+            end_ids=self.end_ids if end_ids is None else end_ids,
             top_p=top_p,
             top_k=top_k,
             min_p=min_p,
@@ -364,10 +378,10 @@ class FlaxLM:
 
     def check_length(self, num_tokens: int, what: str) -> None:
         """Refuses what does not fit into the context window."""
-        if num_tokens > self.config.max_position:
+        if num_tokens > self.context_window:
             raise DataError(
                 f"{what} takes {num_tokens} tokens with its prompt; the language model's context "
-                f"window holds {self.config.max_position}."
+                f"window holds {self.context_window}."
             )
 
     def _check_ids(
@@ -394,20 +408,30 @@ class FlaxLM:
             raise DataError("This checkpoint came without a tokenizer; give token ids, no text.")
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
-    def _generation(self, samples: sampling.Samples, end_ids: Sequence[int]) -> Generation:
-        ends = set(end_ids)
-        texts = [self._decode([i for i in ids if i not in ends]) for ids in samples.token_ids]
+    def _generation(self, samples: sampling.Samples, end_ids: Ends) -> Generation:
+        ends = [(end,) if isinstance(end, int | np.integer) else tuple(end) for end in end_ids]
+        texts = [self._decode(_without_end(ids, ends)) for ids in samples.token_ids]
         return Generation(
             texts, samples.token_ids, samples.log_probs, samples.finished, samples.token_log_probs
         )
 
     def _decode(self, ids: list[int]) -> str:
-        return "" if self.tokenizer is None else self.tokenizer.decode(ids)
+        return "" if self.tokenizer is None else self._decoder(ids)
+
+    @cached_property
+    def _decoder(self) -> Callable[[list[int]], str]:
+        return continuation_decoder(self.tokenizer)
 
     def _precision(self) -> AbstractContextManager:
         # Accelerators multiply float32 matrices in fewer bits unless told otherwise.
         exact = self.decoder.dtype == jnp.float32
         return jax.default_matmul_precision("highest" if exact else "default")
+
+
+def _without_end(ids: list[int], ends: Sequence[tuple[int, ...]]) -> list[int]:
+    """Sampled ids without the end, the longest that fits."""
+    lengths = [len(end) for end in ends if end and tuple(ids[-len(end) :]) == end]
+    return ids[: len(ids) - max(lengths, default=0)]
 
 
 @partial(jax.jit, static_argnames="graph")

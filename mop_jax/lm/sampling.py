@@ -24,7 +24,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mop_jax.errors import DeviceFullError, FaultError
-from mop_jax.lm.base import TokenIds
+from mop_jax.lm.base import Ends, TokenIds
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.drawing import Truncation
 from mop_jax.lm.memory import default_memory, is_out_of_memory, kv_bytes_per_token
@@ -33,6 +33,7 @@ from mop_jax.lm.planning import by_backend, pad
 from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, prefix_pools
 from mop_jax.lm.slots import (
     advance,
+    end_table,
     idle_slots,
     place_prompts,
     resize,
@@ -57,10 +58,10 @@ class Samples(NamedTuple):
     """What was drawn for each pair.
 
     Attributes:
-        token_ids: drawn ids, the end token included.
+        token_ids: drawn ids, the end included.
         token_log_probs: of each drawn id, float32 arrays, nats, under the untruncated distribution.
         log_probs: their sums, float64 [n].
-        finished: bool [n], whether an end token was drawn.
+        finished: bool [n], whether an end was drawn.
         slot_steps: tokens that were computed until then, those of idle slots included.
     """
 
@@ -83,7 +84,7 @@ def sample_pairs(
     seed: int,
     temperature: np.ndarray,
     sample_ids: np.ndarray,
-    end_ids: Sequence[int],
+    end_ids: Ends,
     top_p: float = 1.0,
     top_k: int | None = None,
     min_p: float = 0.0,
@@ -106,7 +107,7 @@ def sample_pairs(
         seed: with `sample_ids`, decides every draw.
         temperature: [n]; 0 takes the likeliest token at each step.
         sample_ids: int [n], distinct; the sample's identity whatever the batch.
-        end_ids: ids that end a response.
+        end_ids: ids, or sequences of ids, that end a response.
         top_p: see `mop_jax.lm.drawing.Truncation`; 1 keeps all tokens.
         top_k: the same; None keeps all tokens.
         min_p: the same; 0 keeps all tokens.
@@ -139,7 +140,7 @@ def sample_pairs(
         np.asarray(sample_ids),
         _prompt_lengths(prefixes, requests, pairs),
         jax.random.key(seed),
-        np.asarray(end_ids, np.int32),
+        end_table(end_ids),
         truncation,
         max_new_tokens,
         default_memory(decoder) if memory is None else memory,

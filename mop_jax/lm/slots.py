@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
+from mop_jax.lm.base import Ends
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import KVCache, empty_cache
 from mop_jax.lm.drawing import Truncation, draw_tokens
@@ -23,6 +25,8 @@ from mop_jax.lm.prefixes import OUT_OF_RANGE, append
 
 # Caches of up to this many tokens a slot are not cut to what is in use: little would be saved.
 SHORT_WINDOW = 256
+# In a table of ends, what any id before a shorter end is equal to.
+ANY_ID = -1
 
 
 class Slots(NamedTuple):
@@ -137,7 +141,7 @@ def advance(
         root: key of the seed.
         sample_ids: uint32 [B], of the samples in the slots.
         temperature: float32 [B].
-        end_ids: int32, the ids that end a response.
+        end_ids: int32 [E, L], sequences that end a response, filled up with `ANY_ID` in front.
         truncation: which tokens may be drawn.
         enough: how many responses.
         shardings: where the slots lie, on a mesh.
@@ -164,13 +168,14 @@ def advance(
         token, log_prob = draw_tokens(step_keys, logits, temperature, truncation)
         rows, place = jnp.arange(num_slots), jnp.where(now.live, now.counts, OUT_OF_RANGE)
         counts = now.counts + now.live
-        ended = now.live & (token[:, None] == end_ids).any(axis=1)
+        tokens = now.tokens.at[rows, place].set(token, mode="drop")
+        ended = now.live & _ends_with(tokens, counts, end_ids)
         live = now.live & ~ended & (counts < longest)
         hidden, new = decoder.extend(now.cache, token[:, None], live.astype(jnp.int32))
         following = Slots(
             append(now.cache, new),
             hidden[:, 0],
-            now.tokens.at[rows, place].set(token, mode="drop"),
+            tokens,
             now.log_probs.at[rows, place].set(log_prob, mode="drop"),
             counts,
             live,
@@ -181,6 +186,24 @@ def advance(
         return constrain(following, shardings), steps + 1
 
     return jax.lax.while_loop(unfinished, draw, (slots, 0))
+
+
+def end_table(ends: Ends) -> np.ndarray:
+    """Sequences that end a response as one table [E, L], for `advance`."""
+    sequences = [[end] if isinstance(end, int | np.integer) else list(end) for end in ends]
+    sequences = [sequence for sequence in sequences if sequence]
+    longest = max(map(len, sequences), default=1)
+    rows = [[ANY_ID] * (longest - len(sequence)) + sequence for sequence in sequences]
+    return np.asarray(rows, np.int32).reshape(len(rows), longest)
+
+
+def _ends_with(tokens: Array, counts: Array, ends: Array) -> Array:
+    """Whether the first `counts` of `tokens` [B, M] end with one of the sequences [E, L]."""
+    length = ends.shape[1]
+    places = counts[:, None] - length + jnp.arange(length)
+    last = jnp.take_along_axis(tokens, jnp.maximum(places, 0), axis=1)
+    last = jnp.where(places < 0, ANY_ID - 1, last)
+    return ((last[:, None] == ends) | (ends == ANY_ID)).all(axis=2).any(axis=1)
 
 
 def windows(longest: int) -> list[int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,30 @@ def _metadata(file: GGUFFile, key: str) -> Any:
     if value is None:
         raise FaultError(f"{file.path} lacks the metadata field tokenizer.ggml.{key}.")
     return value
+
+
+def continuation_decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    """Decodes ids that go on from other text.
+
+    Tokenizers that put a blank before a text take one away from the first piece that they decode;
+    that of a response may be its own. Nothing is cleaned up: a response is the text that was drawn.
+    """
+
+    def decode(ids: list[int]) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    blank = next(
+        (i for piece, i in tokenizer.get_vocab().items() if re.fullmatch("▁[a-z]+", piece)), None
+    )
+    if blank is None or decode([blank]).startswith(" "):
+        return decode
+    before = decode([blank])
+
+    def decode_behind(ids: list[int]) -> str:
+        text = decode([blank, *ids])
+        return text[len(before) :] if text.startswith(before) else decode(ids)
+
+    return decode_behind
 
 
 def tokenizer_fingerprint(tokenizer: Any | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -142,9 +143,12 @@ def _run_until(
     prints: dict[str, str] = {}
     with folder.locked():
         for step in with_needs(last):
+            read: dict[str, Any] = dict.fromkeys(step.sections, True) | step.parts
             sections = config.model_dump(
-                mode="json", include=set(step.sections), exclude={"language_model": _RESOURCES}
+                mode="json", include=read, exclude={"language_model": _RESOURCES}
             )
+            # Of parts that have their defaults nothing is left: as in runs that had none.
+            sections = {name: section for name, section in sections.items() if section != {}}
             prints[step.name] = fingerprint(
                 step.name, sections, [prints[name] for name in step.needs]
             )

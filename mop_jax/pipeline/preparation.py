@@ -45,6 +45,7 @@ def make_personas(space: Workspace) -> None:
             seed=seed,
             records_per_persona=config.personas.records_per_persona,
             max_new_tokens=config.personas.max_new_tokens,
+            chat_settings=config.prompt.chat_settings,
         )
     components = Components.assemble(
         train,

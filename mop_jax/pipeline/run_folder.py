@@ -45,6 +45,7 @@ _SOURCES = {
     "population": ("population", "seed"),
     "language model": ("language_model",),
     "sentence encoder": ("encoder",),
+    "prompt template": ("language_model", "prompt"),
 }
 
 

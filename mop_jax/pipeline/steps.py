@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Step:
         needs: the steps before it.
         sections: the parts of the configuration that it reads, besides those of its needs.
         outputs: the files that it writes, relative to the run folder.
+        parts: fields that it reads of a section that it does not read as a whole.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Step:
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     outputs: tuple[str, ...]
+    parts: dict[str, set[str]] = field(default_factory=dict)
 
 
 STEPS = (
@@ -34,6 +36,7 @@ STEPS = (
         (),
         ("seed", "population", "split", "language_model", "encoder", "personas", "exemplars"),
         ("personas.json", "exemplars.parquet", "records.parquet", "embeddings.safetensors"),
+        {"prompt": {"date", "template_arguments"}},
     ),
     Step(
         "score",

@@ -78,21 +78,26 @@ class Workspace:
 
     @cached_property
     def prompts(self) -> PromptBuilder:
-        """Builds prompts for the language model."""
+        """Builds prompts for the language model; refused if they have changed in the run."""
         section, tokenizer = self.config.prompt, self.language_model.tokenizer
-        template = None
-        if section.form == "chat":
-            template = PromptTemplate.chat(tokenizer)
-        elif section.form == "plain":
+        form = section.form
+        if form == "auto":
+            form = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
+        if form == "chat":
+            template = PromptTemplate.chat(tokenizer, **section.chat_settings)
+        elif form == "plain":
             template = PromptTemplate.plain(section.end or "\n")
-        elif section.form == "custom":
+        else:
             template = PromptTemplate(
                 str(section.component),
                 str(section.persona_only),
                 str(section.zero_shot),
                 str(section.end),
             )
-        return PromptBuilder(tokenizer, template, instruction=section.instruction)
+        builder = PromptBuilder(tokenizer, template, instruction=section.instruction)
+        # The rendered chat template with it, so that nothing in prompts changes unseen.
+        self.folder.source("prompt template", builder.fingerprint)
+        return builder
 
     def read_population(self) -> tuple[Population, Population]:
         """Reads the source and splits it; refused if the source has changed since."""

@@ -232,9 +232,28 @@ def test_a_template_that_drops_a_message_is_refused(tokenizer):
         PromptTemplate.chat(gguf_tokenizer_with(tokenizer, last_only))
 
 
-def test_an_end_of_several_tokens_is_refused(tokenizer):
-    with pytest.raises(DataError, match=r"'THE END', must be one token of the model; it is \d"):
-        PromptBuilder(tokenizer, PromptTemplate(**{**TEMPLATE, "end": "THE END"}))
+def test_an_end_of_several_tokens(tokenizer):
+    builder = PromptBuilder(tokenizer, PromptTemplate(**{**TEMPLATE, "end": "THE END"}))
+    assert list(builder.end_ids) == tokenizer.encode("THE END")
+    assert len(builder.end_ids) > 1
+    ids = builder.response("A film.")
+    assert list(ids) == [*tokenizer.encode("A film."), *builder.end_ids]
+    # A part of the end is no end.
+    part = tokenizer.decode(builder.end_ids[:-1])
+    assert builder.response(f"x {part}")[-len(builder.end_ids) :] == builder.end_ids
+    with pytest.raises(DataError, match="holds the text 'THE END', which ends a response"):
+        builder.response("This is notTHE END of it.")
+    with pytest.raises(DataError, match="end is blank"):
+        PromptTemplate(**{**TEMPLATE, "end": ""})
+
+
+def test_an_end_that_overlaps_itself_is_found_where_sampling_would_stop(tokenizer):
+    builder = PromptBuilder(tokenizer, PromptTemplate(**{**TEMPLATE, "end": "-\t-"}))
+    (dash, tab, again) = builder.end_ids
+    assert dash == again
+    with pytest.raises(DataError, match="which ends a response"):
+        builder.response("x-\t")
+    assert builder.response("x-")[-4:] == (dash, dash, tab, dash)
 
 
 def test_no_tokenizer_no_prompts():
@@ -310,8 +329,8 @@ def test_the_tokenizers_own_beginning_is_put_before_a_prompt_once():
 
 def test_a_chat_template_that_writes_the_beginning_gets_no_second_one():
     template = (
-        "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}a{% endif %}"
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}a {% endif %}"
+        "{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a {% endif %}"
     )
     builder = PromptBuilder(words_tokenizer(True, template))
     ids = builder.component("x", ("x", "y"), "y").token_ids
