@@ -8,10 +8,19 @@ from __future__ import annotations
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_INSTRUCTION
@@ -35,6 +44,47 @@ class PopulationConfig(_Section):
     query: str | None = None
     limit: int | None = Field(None, ge=2)
     drop_missing: bool = False
+    separator: str | None = None
+    encoding: str | None = None
+    quoting: Literal["auto", "standard", "none"] = "auto"
+    skip_rows: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=1)]] | None = None
+    header_row: int = Field(1, ge=1)
+    sheet: str | int | None = None
+    value_labels: bool = True
+
+    @field_validator("separator")
+    @classmethod
+    def _is_a_separator(cls, value: str | None) -> str | None:
+        from mop_jax.population.text_tables import check_separator  # pandas is slow to load
+
+        return None if value is None else check_separator(value)
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, value: str | None) -> str | None:
+        from mop_jax.population.encodings import check_encoding
+
+        return None if value is None else check_encoding(value)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves settings out that do nothing, so that runs made before they were there go on."""
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        idle = [n for n in _ADDED if n in values and values[n] == fields[n].default]
+        return {name: value for name, value in values.items() if name not in idle}
+
+
+# Settings of the population that the first runs did not know.
+_ADDED = (
+    "separator",
+    "encoding",
+    "quoting",
+    "skip_rows",
+    "header_row",
+    "sheet",
+    "value_labels",
+)
 
 
 class SplitConfig(_Section):
@@ -238,7 +288,7 @@ def parse_config(content: str, where: str) -> RunConfig:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        reason = first["msg"]
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "extra_forbidden":
             reason = _unknown_field(first["loc"])
         raise DataError(f"{where}: {field}: {reason}{more}.") from error
