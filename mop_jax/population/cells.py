@@ -18,8 +18,9 @@ import pandas as pd
 
 from mop_jax.errors import DataError
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_DECIMAL_COMMA = re.compile(r"[+-]?\d+(,\d+)?")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?")
 _TRUTHS = {"True": True, "TRUE": True, "true": True, "False": False, "FALSE": False, "false": False}
 
 
@@ -122,7 +123,7 @@ def typed(texts: Sequence[str | None]) -> pd.Series:
         truths = [pd.NA if text is None else _TRUTHS[text] for text in texts]
         return pd.Series(truths, dtype="boolean")
     if given and all(_NUMBER.fullmatch(text.strip()) for text in given):
-        if all(re.fullmatch(r"[+-]?\d{1,18}", text.strip()) for text in given):
+        if all(_WHOLE.fullmatch(text.strip()) for text in given):
             whole = [pd.NA if text is None else int(text) for text in texts]
             return pd.Series(whole, dtype="Int64")
         numbers = [pd.NA if text is None else float(text) for text in texts]

@@ -153,7 +153,7 @@ def _read_text(
     if not text.strip():
         raise DataError(f"{name} is empty; at least one record is needed.")
     if kind in _JSON:
-        return read_json(name, text)
+        return read_json(name, text, needed)
     if kind in _JSON_LINES:
         return read_json_lines(name, text)
     return read_text_table(

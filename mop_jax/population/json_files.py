@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -37,8 +38,13 @@ def _constant(name: str) -> float | None:
     return None if name == "NaN" else float(name)
 
 
-def read_json(name: str, text: str) -> Table:
-    """A list of objects, or an object whose only list of objects is under one name.
+def read_json(name: str, text: str, needed: Sequence[str] = ()) -> Table:
+    """A list of objects; or an object that holds one such list; or pandas' objects of columns.
+
+    Args:
+        name: the file, for refusals.
+        text: its content.
+        needed: columns that the run names; they tell columns of rows from rows of columns.
 
     Raises:
         DataError: if the text is neither, nor JSON Lines.
@@ -54,6 +60,9 @@ def read_json(name: str, text: str) -> Table:
     except RecursionError:
         raise DataError(f"{name} is nested too deeply to hold records.") from None
     if isinstance(content, dict):
+        records = _transposed(content, needed)
+        if records is not None:
+            return _table(name, records, list(range(1, len(records) + 1)))
         lists = [key for key, value in content.items() if _is_records(value)]
         if len(lists) != 1:
             if content and not any(isinstance(v, list | dict) for v in content.values()):
@@ -67,6 +76,18 @@ def read_json(name: str, text: str) -> Table:
     if not isinstance(content, list):
         raise DataError(f"{name} is no list of records; accepted is [{{…}}, {{…}}].")
     return _table(name, content, list(range(1, len(content) + 1)))
+
+
+def _transposed(content: dict[str, Any], needed: Sequence[str]) -> list[Any] | None:
+    """Records from {column: {row: value}}, or from {row: {column: value}}."""
+    inner = list(content.values())
+    if not needed or not all(isinstance(v, dict) and v.keys() == inner[0].keys() for v in inner):
+        return None
+    if inner and set(needed) <= inner[0].keys():
+        return inner
+    if not set(needed) <= content.keys():
+        return None
+    return [{name: content[name][row] for name in content} for row in inner[0]]
 
 
 def _is_records(value: Any) -> bool:

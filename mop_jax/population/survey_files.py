@@ -191,9 +191,7 @@ def read_statistics(
     columns = [
         Column(
             str(key),
-            df.iloc[:, at].replace({"": None})
-            if df.iloc[:, at].dtype == object
-            else df.iloc[:, at],
+            df.iloc[:, at],
             partial(_labelled, labels.get(key) or {}),
         )
         for at, key in enumerate(df.columns)
