@@ -107,8 +107,11 @@ def cell_texts(
         try:
             texts.append(render(value))
         except (TypeError, ValueError) as error:
-            kind = {"list": "a list", "ndarray": "a list", "tuple": "a list", "dict": "a record"}
-            what = kind.get(type(value).__name__, f"a value of type {type(value).__name__}")
+            what = f"a value of type {type(value).__name__}"
+            if isinstance(value, dict):
+                what = "a record"
+            elif isinstance(value, list | tuple | set | np.ndarray):
+                what = "a list"
             raise DataError(
                 f"Row {row} holds {what} in column {column!r}; accepted are text, numbers, true or "
                 "false and dates, one to a cell."
