@@ -41,6 +41,11 @@ _ABBREVIATIONS = frozenset(
 _INITIALS = regex.compile(r"(?!I\.)(?:\p{Lu}\.)+")
 
 
+def has_unspaced(text: str) -> bool:
+    """Whether `text` holds characters of a script without blanks between words."""
+    return bool(regex.search(_UNSPACED, text))
+
+
 def words(text: str) -> list[str]:
     """The words of `text`, each with the marks behind it.
 
