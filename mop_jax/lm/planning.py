@@ -102,9 +102,7 @@ def chunk_shapes(
     return _shapes(lengths, padded, max(num_tokens, padded[-1]))
 
 
-def _coarse_shapes(
-    lengths: Sequence[int], num_tokens: int, max_lengths: int
-) -> list[ChunkShape]:
+def _coarse_shapes(lengths: Sequence[int], num_tokens: int, max_lengths: int) -> list[ChunkShape]:
     price = by_backend(SHAPE_TOKENS, SHAPE_TOKENS_ACCELERATOR) / _ATTENTION
     each = [coarse(length, _LEAST) for length in lengths]
     padded = choose_lengths(each, max_lengths, step=1, price=price)
@@ -161,7 +159,8 @@ def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> l
 def plan_chunks(lengths: Sequence[int], shapes: Sequence[ChunkShape]) -> Iterator[Chunk]:
     """Packs sequences into chunks, longest first, each filled up with the longest that still fit.
 
-    Mixed chunks are filled up evenly instead, with sequences of the mean length of what fits. Every sequence is in exactly one chunk; which depends on the lengths and their order alone.
+    Mixed chunks are filled up evenly instead, with sequences of the mean length of what fits. Every
+    sequence is in exactly one chunk; which depends on the lengths and their order alone.
     """
     waiting: dict[int, deque[int]] = {}
     for i, length in enumerate(lengths):
