@@ -9,7 +9,7 @@ import datetime
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -29,9 +30,30 @@ from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    added: ClassVar[tuple[str, ...]] = ()
+    """Settings that the first runs did not know."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves settings out that do nothing, so that runs made before they were there go on."""
+        values: dict[str, Any] = serialise(self)
+        fields = type(self).model_fields
+        idle = {n for n in self.added if n in values and getattr(self, n) == fields[n].default}
+        return {name: value for name, value in values.items() if name not in idle}
+
 
 class PopulationConfig(_Section):
     """Where the records are and which columns mean what; see `Population.from_file`."""
+
+    added: ClassVar[tuple[str, ...]] = (
+        "separator",
+        "encoding",
+        "quoting",
+        "skip_rows",
+        "header_row",
+        "sheet",
+        "value_labels",
+    )
 
     path: str
     context: str | list[str]
@@ -44,6 +66,27 @@ class PopulationConfig(_Section):
     query: str | None = None
     limit: int | None = Field(None, ge=2)
     drop_missing: bool = False
+    separator: str | None = None
+    encoding: str | None = None
+    quoting: Literal["auto", "standard", "none"] = "auto"
+    skip_rows: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=1)]] | None = None
+    header_row: int = Field(1, ge=1)
+    sheet: str | int | None = None
+    value_labels: bool = True
+
+    @field_validator("separator")
+    @classmethod
+    def _is_a_separator(cls, value: str | None) -> str | None:
+        from mop_jax.population.text_tables import check_separator  # pandas is slow to load
+
+        return None if value is None else check_separator(value)
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, value: str | None) -> str | None:
+        from mop_jax.population.encodings import check_encoding
+
+        return None if value is None else check_encoding(value)
 
 
 class SplitConfig(_Section):
@@ -101,6 +144,8 @@ class PromptConfig(_Section):
     personas too.
     """
 
+    added: ClassVar[tuple[str, ...]] = ("date", "template_arguments")
+
     form: Literal["auto", "chat", "plain", "custom"] = "auto"
     instruction: str = DEFAULT_INSTRUCTION
     component: str | None = None
@@ -114,15 +159,6 @@ class PromptConfig(_Section):
     def chat_settings(self) -> dict[str, Any]:
         """How the model's chat template is rendered; see `mop_jax.prompts.ChatTemplate`."""
         return {"date": self.date, "arguments": self.template_arguments}
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Runs that were made before these fields existed have the defaults.
-        values = serialise(self)
-        for name in ("date", "template_arguments"):
-            if name in values and getattr(self, name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> PromptConfig:
@@ -269,7 +305,7 @@ def parse_config(content: str, where: str) -> RunConfig:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        reason = first["msg"]
+        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "extra_forbidden":
             reason = _unknown_field(first["loc"])
         raise DataError(f"{where}: {field}: {reason}{more}.") from error

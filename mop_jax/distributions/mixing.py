@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from numpyro.distributions import Distribution, constraints
 from numpyro.util import is_prng_key
 
@@ -35,7 +36,9 @@ index_vector = constraints.independent(constraints.nonnegative_integer, 1)
 # Pure helpers are jitted one by one: guides and NUTS trace a model eagerly once before they compile
 # it whole, and op-by-op that costs half a minute of tiny compilations on a slow CPU.
 @jax.jit
-def log_matmul_exp(left: jax.Array, right: jax.Array) -> jax.Array:
+def log_matmul_exp(
+    left: Float[jax.Array, "... J"], right: Float[jax.Array, "K J"]
+) -> Float[jax.Array, "... K"]:
     """logsumexp_j( left_j + right_kj ) as a matrix product, for left [..., J] and right [K, J].
 
     Each exemplar's largest entry over personas moves from `right` into `left` first: an exemplar
@@ -161,18 +164,19 @@ class MixingDistribution(Distribution):
 
 
 def as_array(values: ArrayLike) -> Any:
-    # NumPy arrays stay NumPy: their values are then checked without compiling anything.
+    """An array; NumPy's stay NumPy's, so that their values are checked without compiling."""
     return values if isinstance(values, np.ndarray | jax.Array) else jnp.asarray(values)
 
 
 @jax.jit
 def pair_log_probs_of(
-    persona_logits: jax.Array,
-    exemplar_record_logits: jax.Array,
-    exemplar_persona_logits: jax.Array,
-    persona_index: jax.Array,
-    exemplar_index: jax.Array,
-) -> jax.Array:
+    persona_logits: Float[jax.Array, "... K"],
+    exemplar_record_logits: Float[jax.Array, "... J"],
+    exemplar_persona_logits: Float[jax.Array, "K J"],
+    persona_index: Int[jax.Array, "... C"],
+    exemplar_index: Int[jax.Array, "... C"],
+) -> Float[jax.Array, "... C"]:
+    """Log π + log Ω at chosen pairs; see `MixingDistribution.pair_log_probs`."""
     normaliser = log_matmul_exp(exemplar_record_logits, exemplar_persona_logits)
     return (
         gather(jax.nn.log_softmax(persona_logits, axis=-1) - normaliser, persona_index)
@@ -181,7 +185,9 @@ def pair_log_probs_of(
     )
 
 
-def gather(values: jax.Array, index: jax.Array) -> jax.Array:
+def gather(
+    values: Float[jax.Array, "... n"], index: Int[jax.Array, "... C"]
+) -> Float[jax.Array, "... C"]:
     """values[..., index] along the last axis, with the leading axes of both broadcast."""
     shape = jnp.broadcast_shapes(values.shape[:-1], index.shape[:-1])
     values = jnp.broadcast_to(values, (*shape, values.shape[-1]))

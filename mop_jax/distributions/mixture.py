@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 from numpyro.distributions import Distribution, constraints
 from numpyro.distributions.util import validate_sample
 
@@ -196,8 +197,11 @@ class RenormalisedPersonaMixture(PersonaMixture):
 
 @jax.jit
 def _tempered_log_likelihood(
-    table: jax.Array, log_temperature: jax.Array, persona_index: jax.Array, grid: jax.Array
-) -> jax.Array:
+    table: Float[jax.Array, "... C G"],
+    log_temperature: Float[jax.Array, "... K"],
+    persona_index: Int[jax.Array, "... C"],
+    grid: Float[jax.Array, " G"],
+) -> Float[jax.Array, "... C"]:
     if log_temperature.ndim == 1:
         weights = spline_weights(jnp.exp(log_temperature), grid)[persona_index]
     else:
@@ -206,14 +210,16 @@ def _tempered_log_likelihood(
 
 
 @jax.jit
-def _add_where_allowed(prior: jax.Array, log_likelihood: jax.Array) -> jax.Array:
+def _add_where_allowed(
+    prior: Float[jax.Array, "*batch C"], log_likelihood: Float[jax.Array, "*batch #C"]
+) -> Float[jax.Array, "*batch C"]:
     allowed = prior > -jnp.inf
     # −∞ is put back last, so that no gradient is ever a product with infinity.
     return jnp.where(allowed, jnp.where(allowed, prior, 0.0) + log_likelihood, -jnp.inf)
 
 
 @jax.jit
-def _masked_logsumexp(log_probs: jax.Array) -> jax.Array:
+def _masked_logsumexp(log_probs: Float[jax.Array, "*batch C"]) -> Float[jax.Array, "*batch 1"]:
     """Logsumexp over the last axis, kept; −∞ with zero gradient (never NaN) where all are −∞."""
     allowed = log_probs > -jnp.inf
     any_allowed = allowed.any(-1, keepdims=True)

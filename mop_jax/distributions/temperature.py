@@ -11,10 +11,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
+from jaxtyping import Float
 
 
 @jax.jit
-def spline_weights(temperature: ArrayLike, grid: ArrayLike) -> jax.Array:
+def spline_weights(
+    temperature: Float[ArrayLike, "*shape"], grid: Float[ArrayLike, " G"]
+) -> Float[jax.Array, "*shape G"]:
     """Weights w(τ) for which ℓ(τ) = Σ_g w_g(τ) ℓ(τ_g), a cubic spline in log τ.
 
     Between grid points: the not-a-knot cubic spline (a parabola through three points, a line
@@ -64,7 +67,7 @@ def interpolate(log_likelihood: ArrayLike, temperature: ArrayLike, grid: ArrayLi
     return (spline_weights(temperature, grid) * jnp.asarray(log_likelihood)).sum(-1)
 
 
-def _knot_slopes(knots: jax.Array) -> jax.Array:
+def _knot_slopes(knots: Float[jax.Array, " G"]) -> Float[jax.Array, "G G"]:
     """The matrix [G, G] that maps values at the knots to the spline's slopes there."""
     num_points = knots.shape[0]
     gaps = jnp.diff(knots)

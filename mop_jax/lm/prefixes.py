@@ -150,18 +150,18 @@ class PrefixPool:
         )
         self._row_of_path: dict[tuple, int] = {(): 0}
         paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
-        for level in tree_levels(paths.values()):
-            # Parents are a segment shorter.
-            self._add_level(level, sizes[len(level[0]) - 1])
+        levels = tree_levels(paths.values())
+        for level, chunks in zip(levels, level_chunks(levels), strict=True):
+            # Parents are a segment shorter. All levels run as the deepest does, in one program.
+            self._add_level(level, chunks, max(sizes[:-1], default=0))
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
 
-    def _add_level(self, paths: list[tuple], depth: int) -> None:
+    def _add_level(self, paths: list[tuple], chunks: Iterator[Chunk], depth: int) -> None:
         first = len(self._row_of_path)
         self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
-        chunks = level_chunks(paths)
         lanes = num_lanes(self._mesh)
         for call in plan_calls(chunks, lanes):
-            length, num_rows, num_tokens = call[0].shape
+            length, num_rows, num_tokens, _ = call[0].shape
             tokens = np.zeros((lanes, num_rows, length), np.int32)
             counts, parents = np.zeros((2, lanes, num_rows), np.int32)
             # Rows that only fill the batch are sent out of range and dropped.
@@ -196,11 +196,14 @@ def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
     return [list(dict.fromkeys(p[:depth] for p in paths if len(p) >= depth)) for depth in depths]
 
 
-def level_chunks(nodes: Sequence[tuple]) -> Iterator[Chunk]:
-    """How the last segments of a level's nodes are run together."""
-    lengths = [len(node[-1]) for node in nodes]
+def level_chunks(levels: Sequence[Sequence[tuple]]) -> list[Iterator[Chunk]]:
+    """How the last segments of each level's nodes are run together, in shapes of all levels."""
+    lengths = [[len(node[-1]) for node in level] for level in levels]
+    if not lengths:
+        return []
     budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
-    return plan_chunks(lengths, chunk_shapes(lengths, budget, 2, 16))
+    shapes = chunk_shapes([length for level in lengths for length in level], budget, 2, 16)
+    return [plan_chunks(level, shapes) for level in lengths]
 
 
 def prefix_pools(

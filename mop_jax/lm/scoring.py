@@ -82,29 +82,18 @@ class CallInputs(NamedTuple):
     num_places: np.ndarray
 
 
-@partial(
-    jax.jit,
-    static_argnames=("graph", "packed", "join", "multiples", "block", "positions", "cap", "mesh"),
-)
-def score_suffixes(
+@partial(jax.jit, static_argnames=("graph", "packed", "join", "mesh"))
+def run_suffixes(
     graph,
     state,
     pool: KVCache,
     inputs: CallInputs,
-    step: Array,
     *,
     packed: int,
     join: bool,
-    multiples: tuple[int, ...],
-    block: int,
-    positions: int,
-    cap: float | None,
     mesh: Mesh | None = None,
 ) -> Array:
-    """Log-probabilities of response tokens, float32 [M, G]; see `grid_log_probs`.
-
-    On a mesh, those of all lanes, [D, M, G].
-    """
+    """The states that predict response tokens, [M, D]; on a mesh, those of all lanes, [L, M, D]."""
     decoder = nnx.merge(graph, state)
 
     def run(*arrays: Array) -> Array:
@@ -118,12 +107,44 @@ def score_suffixes(
             packed=packed,
             join=join,
         )
+        return hidden.reshape(-1, hidden.shape[-1])[inputs.places]
+
+    axes = tuple(None if name in _COMMON else 0 for name in CallInputs._fields)
+    return in_lanes(mesh, run, axes)(*inputs)
+
+
+# A program of its own, which depends on M alone: it is compiled once for all shapes of suffixes.
+@partial(
+    jax.jit,
+    static_argnames=("graph", "multiples", "block", "positions", "cap", "mesh"),
+)
+def score_states(
+    graph,
+    state,
+    hidden: Array,
+    targets: Array,
+    num_places: Array,
+    step: Array,
+    *,
+    multiples: tuple[int, ...],
+    block: int,
+    positions: int,
+    cap: float | None,
+    mesh: Mesh | None = None,
+) -> Array:
+    """Log-probabilities of the targets [M], float32 [M, G] (on a mesh, [L, M, G]).
+
+    See `grid_log_probs`.
+    """
+    decoder = nnx.merge(graph, state)
+
+    def run(hidden: Array, targets: Array, num_places: Array) -> Array:
         return grid_log_probs(
             decoder.output_embedding,
-            hidden.reshape(-1, hidden.shape[-1])[inputs.places],
-            inputs.targets,
+            hidden,
+            targets,
             step,
-            inputs.num_places,
+            num_places,
             multiples=multiples,
             block=block,
             positions=positions,
@@ -131,8 +152,7 @@ def score_suffixes(
             parts=num_parts(mesh, decoder.config.vocab_size),
         )
 
-    axes = tuple(None if name in _COMMON else 0 for name in CallInputs._fields)
-    return in_lanes(mesh, run, axes)(*inputs)
+    return in_lanes(mesh, run, (0, 0, None))(hidden, targets, num_places)
 
 
 class _Call(NamedTuple):
@@ -221,8 +241,9 @@ class Scorer:
         for paths in plan_pools(self._decoder, prefixes, pairs[:, 0], self._memory, self._mesh):
             members = np.flatnonzero(np.isin(pairs[:, 0], list(paths)))
             chunks = list(plan_chunks([work.lengths[i] for i in members], shapes))
-            for level in tree_levels(paths.values()):
-                chunks += level_chunks(level)
+            levels = tree_levels(paths.values())
+            for level, planned in zip(levels, level_chunks(levels), strict=True):
+                chunks += planned
                 real += sum(len(node[-1]) for node in level)
             run += sum(chunk.shape.num_tokens for chunk in chunks)
         return 1.0 - real / run
@@ -275,8 +296,7 @@ class Scorer:
             yield _fetched(under_way.popleft())
 
     def _start(self, work: _Work, pool: PrefixPool, chunks: list[Chunk], members) -> _Call:
-        shape, lanes = chunks[0].shape, num_lanes(self._mesh)
-        num_chunks = min(self._chunks, -(-work.max_chunks(shape) // lanes))
+        shape, lanes, num_chunks = chunks[0].shape, num_lanes(self._mesh), self._chunks
         # Dealt out, so that a call that is not full is shared by all lanes too.
         each = [
             self._lane(work, pool, chunks[lane::lanes], members, shape, num_chunks)
@@ -286,15 +306,23 @@ class Scorer:
         if self._mesh is not None:
             inputs = _placed(self._mesh, [lane for lane, _ in each])
             owners = np.stack([lane for _, lane in each])
-        scores = score_suffixes(
+        hidden = run_suffixes(
             self._graph,
             self._state,
             pool.cache,
             inputs,
-            np.float32(self._grid.step),
             packed=shape.num_tokens,
             # Products of one input are joined where layers' weights are copied anyhow, and whole.
             join=jax.default_backend() == "cpu" and not is_split(self._mesh),
+            mesh=self._mesh,
+        )
+        scores = score_states(
+            self._graph,
+            self._state,
+            hidden,
+            inputs.targets,
+            inputs.num_places,
+            np.float32(self._grid.step),
             multiples=self._grid.multiples,
             block=self._block,
             positions=min(self._positions, owners.shape[-1]),
@@ -365,10 +393,6 @@ class _Work:
         self.continuations, self.pairs = continuations, pairs
         each = [len(c.request) + len(c.response) for c in continuations]
         self.lengths = [each[int(c)] for c in pairs[:, 1]]
-
-    def max_chunks(self, shape) -> int:
-        """Chunks that all pairs together could fill: on average each is more than half full."""
-        return 2 * -(-sum(self.lengths) // shape.num_tokens) + 1
 
 
 def _fetched(call: _Call) -> _Call:

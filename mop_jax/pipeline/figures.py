@@ -14,6 +14,7 @@ from mop_jax.evaluation.predictors import BASELINE, MAIN, PREDICTORS
 from mop_jax.inference import Posterior, gate_at, load_posterior
 from mop_jax.pipeline.summary import check_sentence, read_metrics
 from mop_jax.pipeline.workspace import Workspace
+from mop_jax.plots.fonts import numbered
 from mop_jax.plots.style import save_figure
 
 
@@ -37,7 +38,8 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
     gate = gate_at(posterior, train.context_embeddings)
     weights = train.records.weights / train.records.weights.sum()
     shares = np.einsum("n,snk->sk", weights, np.exp(np.asarray(gate.persona_log_probs)))
-    names = space.components.persona_texts
+    # Numbered here, where they would look the same, so that both figures give the same numbers.
+    names = numbered(space.components.persona_texts)
     save_figure(
         folder / "persona_weights.png",
         plots.persona_weights(

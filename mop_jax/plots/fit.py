@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
+from mop_jax.plots.fonts import drawable
 from mop_jax.plots.style import (
     BLUE,
     FAINT,
@@ -20,6 +23,8 @@ from mop_jax.plots.style import (
     new_figure,
     styled,
 )
+
+_MAX_DIGITS = 9
 
 
 def running_mean(values: ArrayLike, window: int) -> np.ndarray:
@@ -89,9 +94,10 @@ def elbo_trace(
         axes.plot(steps[part], raw[part], color=PALE, linewidth=0.6)
         axes.plot(steps[part], smooth[part], color=colour, linewidth=1.6)
         axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(_thousands))
-    whole.set_ylabel(f"negative ELBO ({unit})")
+        axes.yaxis.set_major_formatter(_LossFormatter())
+    whole.set_ylabel(drawable(f"negative ELBO ({unit})"))
     whole.set_title("All steps")
     end.set_title("Last half, enlarged")
     low, high = _limits(raw, 0.0, 0.95)
@@ -122,20 +128,37 @@ def _limits(values: np.ndarray, low: float, high: float) -> tuple[float, float]:
     return float(bottom - margin), float(top + margin)
 
 
-def _thousands(value: float, _: object = None) -> str:
-    digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
+class _LossFormatter(Formatter):
+    """Ticks with thousands separated, and as many digits as it takes to write them exactly."""
+
+    def __call__(self, value: float, position: int | None = None) -> str:
+        return _thousands(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        ticks = np.asarray(values, dtype=float)
+        step = np.diff(ticks).min(initial=np.inf)
+        digits = next(
+            (d for d in range(_MAX_DIGITS) if np.abs(ticks - ticks.round(d)).max() < 0.01 * step),
+            _MAX_DIGITS,
+        )
+        return [_thousands(value, digits) for value in ticks]
+
+
+def _thousands(value: float, digits: int | None = None) -> str:
+    if digits is None:
+        digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
 def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
     bounds = [len(raw) // 2, (3 * len(raw)) // 4, len(raw)]
-    for start, stop, name in zip(bounds, bounds[1:], ("third quarter", "last quarter")):
-        if stop <= start:
-            continue
-        mean = raw[start:stop].mean()
+    names = ("third quarter", "last quarter")
+    quarters = [(a, b, name) for a, b, name in zip(bounds, bounds[1:], names) if b > a]
+    means = [float(raw[start:stop].mean()) for start, stop, _ in quarters]
+    for (start, stop, name), mean, label in zip(quarters, means, _told_apart(means)):
         axes.plot([steps[start], steps[stop - 1]], [mean, mean], color=INK, linewidth=1.1)
         axes.annotate(
-            f"mean of the {name}\n{_thousands(mean)}",
+            f"mean of the {name}\n{label}",
             xy=((steps[start] + steps[stop - 1]) / 2, 0.985),
             xycoords=("data", "axes fraction"),
             ha="center",
@@ -144,3 +167,12 @@ def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 2.5},
         )
+
+
+def _told_apart(values: list[float]) -> list[str]:
+    """Numbers with as many digits as it takes to see which is larger, up to four."""
+    for digits in (None, 1, 2, 3, 4):
+        labels = [_thousands(value, digits) for value in values]
+        if len(set(labels)) == len(values):
+            return labels
+    return [_thousands(value) for value in values]

@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
+from mop_jax.plots.fonts import numbered
 from mop_jax.plots.style import (
     BLUE,
     GREY,
@@ -62,7 +63,7 @@ def persona_weights(
     """
     draws = as_array("weights", weights, "S K")
     num_draws, num_personas = draws.shape
-    labels = as_names("names", names, "persona", num_personas)
+    labels = numbered(as_names("names", names, "persona", num_personas))
     if (draws < 0).any() or not np.allclose(draws.sum(axis=1), 1.0, atol=1e-3):
         raise DataError("`weights` must be at least 0 and sum to 1 over the personas of each draw.")
     taus = None
@@ -179,9 +180,11 @@ def omega_heatmap(
     """
     table = as_array("omega", omega, "P R J")
     num_panels, num_rows, num_exemplars = table.shape
-    personas = as_names("persona_names", persona_names, "persona of `omega`", num_panels)
+    personas = numbered(as_names("persona_names", persona_names, "persona of `omega`", num_panels))
     records = as_names("record_names", record_names, "context of `omega`", num_rows)
-    exemplars = as_names("exemplar_names", exemplar_names, "exemplar of `omega`", num_exemplars)
+    exemplars = numbered(
+        as_names("exemplar_names", exemplar_names, "exemplar of `omega`", num_exemplars)
+    )
     if (table < 0).any() or not np.allclose(table.sum(axis=-1), 1.0, atol=1e-3):
         raise DataError("`omega` must be at least 0 and sum to 1 over the exemplars.")
     if max_exemplars < 1:
@@ -240,7 +243,14 @@ def omega_heatmap(
     bar = figure.colorbar(mesh, ax=list(panels), aspect=40, pad=0.015, fraction=0.03, extend=extend)
     bar.set_label("times the uniform share (log scale)")
     bar.locator = MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=limit >= 1)
-    bar.formatter = FuncFormatter(lambda value, _: f"{2**value:.3g}×")
+    bar.formatter = FuncFormatter(_times)
     bar.update_ticks()
     bar.outline.set_visible(False)  # type: ignore[operator]
     return figure
+
+
+def _times(log_ratio: float, _: object = None) -> str:
+    """2 to the power of a tick, as a fraction where it is one: 4×, 1/16×, 1.19×."""
+    if log_ratio < 0 and log_ratio == round(log_ratio):
+        return f"1/{2**-log_ratio:.3g}×"
+    return f"{2**log_ratio:.3g}×"

@@ -13,6 +13,7 @@ from matplotlib.patches import Ellipse
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
+from mop_jax.plots.fonts import numbered
 from mop_jax.plots.style import (
     BLUE,
     VERMILLION,
@@ -133,7 +134,8 @@ def embedding_map(
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes, (label, pair) in zip(grid.flat, panels):
+    titles = numbered([label for label, _ in panels])
+    for axes, label, (_, pair) in zip(grid.flat, titles, panels):
         if len(panels) > 1:
             axes.set_title(shortened(label, 40))
         _clouds(axes, pair)

@@ -18,12 +18,16 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import numpy as np
+import regex
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from rich.cells import cell_len
 
+from mop_jax import segmentation
 from mop_jax.atomic import write_bytes
 from mop_jax.errors import DataError
+from mop_jax.plots.fonts import MAIN_FONT, collected_needs, drawable, quiet_lookup, warn_of
 
 # Okabe and Ito's blue and vermillion: told apart under every common colour blindness, and in print.
 BLUE = "#0072B2"
@@ -40,7 +44,7 @@ MARGIN = 0.12  # inches
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
     "figure.dpi": DPI,
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so it is the same everywhere
+    "font.family": [MAIN_FONT],  # comes with matplotlib, so it is the same everywhere
     "font.size": 8.5,
     "text.color": INK,
     # Personas and reviews are plain text: a dollar sign is money, not mathematics.
@@ -73,19 +77,27 @@ P = ParamSpec("P")
 @contextmanager
 def style() -> Iterator[None]:
     """Matplotlib's defaults plus `STYLE` within the block; the reader's settings after it."""
-    with mpl.rc_context():
+    with mpl.rc_context(), quiet_lookup():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         yield
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorates a function that draws a figure: fixed style, layout settled once and for all."""
+    """Decorates a function that draws a figure: fixed style, layout settled once and for all.
+
+    A figure with characters that the main font lacks is drawn a second time, with the installed
+    fonts that have them; all others look the same whatever is installed.
+    """
 
     @functools.wraps(plot)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with style():
+        with style(), collected_needs() as needs:
             figure = plot(*args, **kwargs)
+            if needs.families:
+                mpl.rcParams["font.family"] = [MAIN_FONT, *needs.families]
+                figure = plot(*args, **kwargs)
+            warn_of(needs.missing)
             # A constrained layout that ran again at every save could move by a pixel.
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
@@ -116,9 +128,10 @@ def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "")
         body_height: inches for the panels.
         note: a line of small print under the panels.
     """
-    title_lines = _balanced(title, 84)
-    subtitle_lines = [line for part in subtitle.splitlines() for line in _balanced(part, 130)]
-    note_lines = _balanced(note, 138)
+    title_lines = _balanced(drawable(title, "bold"), 84)
+    parts = [drawable(part) for part in subtitle.splitlines()]
+    subtitle_lines = [line for part in parts for line in _balanced(part, 130)]
+    note_lines = _balanced(drawable(note), 138)
     title_height = 0.22 * len(title_lines)
     top = MARGIN + title_height + 0.165 * len(subtitle_lines) + 0.12
     bottom = MARGIN / 2 + (0.16 * len(note_lines) + 0.14 if note_lines else 0.0)
@@ -158,12 +171,41 @@ def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "")
 
 
 def _balanced(text: str, width: int) -> list[str]:
-    """Lines of at most `width` characters, as few as can be and then as even as can be."""
-    lines = textwrap.wrap(text, width)
+    """Lines of at most `width` columns, as few as can be and then as even as can be."""
+    lines = wrapped(text, width)
     if len(lines) < 2:
         return lines
-    widths = range(len(text) // len(lines), width + 1)
-    return next(even for w in widths if len(even := textwrap.wrap(text, w)) == len(lines))
+    widths = range(cell_len(text) // len(lines), width + 1)
+    return next(even for w in widths if len(even := wrapped(text, w)) == len(lines))
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most `width` columns; Chinese, Japanese and Korean characters take two.
+
+    Scripts without blanks are broken between any two characters, long words where they must be.
+    """
+    if len(text) == cell_len(text) and not segmentation.has_unspaced(text):
+        return textwrap.wrap(text, width)
+    lines = [""]
+    for chunk in text.split():
+        glue = " " if lines[-1] else ""
+        for word in segmentation.words(chunk):
+            if cell_len(lines[-1] + glue + word) <= width:
+                lines[-1] += glue + word
+            else:
+                lines += _chopped(word, width)
+            glue = ""
+    return [line for line in lines if line]
+
+
+def _chopped(word: str, width: int) -> list[str]:
+    """A word in pieces of at most `width` columns; what looks like one character stays whole."""
+    pieces = [""]
+    for cluster in regex.findall(r"\X", word):
+        if pieces[-1] and cell_len(pieces[-1] + cluster) > width:
+            pieces.append("")
+        pieces[-1] += cluster
+    return pieces
 
 
 def text_rows(axes: Axes) -> None:
@@ -174,14 +216,17 @@ def text_rows(axes: Axes) -> None:
 
 
 def shortened(text: str, width: int, lines: int = 1) -> str:
-    """`text` wrapped to at most `lines` lines of `width` characters, with an ellipsis if cut."""
-    wrapped = textwrap.wrap(" ".join(text.split()), width)
-    if len(wrapped) <= lines:
-        return "\n".join(wrapped)
-    last = wrapped[lines - 1]
-    if len(last) == width:  # make room for the ellipsis, between two words if there are two
-        last = last[: width - 1].rsplit(" ", 1)[0]
-    return "\n".join([*wrapped[: lines - 1], last.rstrip(" ,;:.(") + "…"])
+    """`text` wrapped to at most `lines` lines of `width` columns, with an ellipsis if cut.
+
+    What no font can draw is put into words; see `mop_jax.plots.fonts`.
+    """
+    broken = wrapped(drawable(text), width)
+    if len(broken) <= lines:
+        return "\n".join(broken)
+    last = broken[lines - 1]
+    if cell_len(last) >= width:  # make room for the ellipsis, between two words if there are two
+        last = _chopped(last, width - 1)[0].rsplit(" ", 1)[0]
+    return "\n".join([*broken[: lines - 1], last.rstrip(" ,;:.(、，。") + "…"])
 
 
 def signed(value: float, digits: int = 2) -> str:

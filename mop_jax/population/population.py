@@ -1,7 +1,7 @@
 """The population: records (context, response) with optional labels, groups and weights.
 
 `Population` holds validated records and nothing else. `Population.from_dataframe` makes them from
-named columns; `files` reads the files, `splits` draws the splits.
+named columns; `files` reads the files, `records` makes records of them, `splits` draws the splits.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import jinja2
-import jinja2.sandbox
 import numpy as np
 import pandas as pd
 
 from mop_jax.errors import DataError
 from mop_jax.population.files import read_table
+from mop_jax.population.keys import response_key, text_key
+from mop_jax.population.records import (
+    NamedColumns,
+    pass_over,
+    read_records,
+    refuse_blank,
+    refuse_duplicates,
+)
 from mop_jax.population.splits import SplitBy, split_rows
+from mop_jax.population.table import table_of
+from mop_jax.population.text_tables import Quoting
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +70,19 @@ class Population:
                 )
         rows = range(1, num_records + 1)
         for what in ("ids", "contexts", "responses"):
-            _refuse_blank(getattr(self, what), what.removesuffix("s"), rows)
-        _refuse_duplicates(self.ids, rows)
+            refuse_blank(getattr(self, what), what.removesuffix("s"), rows)
+        refuse_duplicates(self.ids, rows)
         _refuse_weights(self.weights, rows)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        optional = [name for name in ("labels", "groups") if getattr(self, name) is not None]
+        if not np.all(self.weights == 1):
+            optional.append("weights")
+        having = f" with {' and '.join(optional)}" if optional else ""
+        return f"Population({len(self)} records{having})"
 
     @classmethod
     def from_dataframe(
@@ -85,8 +100,12 @@ class Population:
         limit: int | None = None,
         seed: int = 0,
         drop_missing: bool = False,
+        skip_rows: int | Sequence[int] | None = None,
     ) -> Population:
         """Reads records from named columns; leading and trailing blanks of texts are dropped.
+
+        Every named column is read as text: as written where it holds text, as a person would write
+        them for numbers and dates (36.0 is "36"). What is left out is said to the logger "mop_jax".
 
         Args:
             df: one row per record.
@@ -94,16 +113,19 @@ class Population:
             response: the column of the response.
             template: Jinja2 template of the context over the context columns, such as
                 "Write a review of the film {{ film | replace('_', ' ') | title }}."; needed if
-                there are several, and a name that is no context column is refused.
+                there are several, and a name that is no context column is refused. A column
+                whose name is no single word is `row["its name"]`, or its name with "_" for blanks.
             id: the column of the record ids; the row number (from 1) by default.
             label: the column of the labels.
             group: the column of the groups.
-            weight: the column of the weights, positive numbers.
+            weight: the column of the weights, positive numbers; 0 leaves the record out.
             query: a pandas query; rows that fail it are not read.
             limit: keep a random subset of this many records, in their order, if there are more.
             seed: of that subset.
             drop_missing: leave out rows whose context columns or response are missing or blank,
                 instead of refusing them.
+            skip_rows: rows after the header that hold no answers: how many, or their numbers; by
+                default those of Qualtrics and SurveyMonkey exports are recognised.
 
         Raises:
             DataError: on anything that is missing, blank, duplicate or malformed; the sentence
@@ -118,51 +140,10 @@ class Population:
             >>> population.contexts, population.responses
             (['Review Alien.'], ['Cold and slow.'])
         """
-        contexts = [context] if isinstance(context, str) else list(context)
-        if not contexts:
-            raise DataError("No context column is named; at least one is needed.")
-        if len(contexts) > 1 and template is None:
-            raise DataError(
-                f"{len(contexts)} context columns are named ({', '.join(contexts)}) but no "
-                "template says how they make one context; give one, such as "
-                f'"{{{{ {contexts[0]} }}}}".'
-            )
-        named = [*contexts, response, *(c for c in (id, label, group, weight) if c is not None)]
-        _require_columns(df, named)
-        if df.empty:
-            raise DataError("The data hold no records; at least one row is needed.")
-        df = df.set_axis(np.arange(1, len(df) + 1), axis=0)
-        if query is not None:
-            df = _apply_query(df, query)
-        missing = _missing(df[[*contexts, response]])
-        if drop_missing:
-            df = df[~missing.any(axis=1)]
-            if df.empty:
-                raise DataError("Every row has a blank context or response; nothing is left.")
-        elif missing.to_numpy().any():
-            at, which = (int(found[0]) for found in np.nonzero(missing.to_numpy()))
-            row, column = df.index[at], missing.columns[which]
-            kind = "response" if column == response else "context"
-            raise DataError(
-                f"Row {row} has an empty {kind} (column {column!r}); accepted is non-blank text, "
-                "or set drop_missing to leave such rows out."
-            )
-        rows = df.index.tolist()
-        texts = _render(df[contexts], template)
-        _refuse_blank(texts, "context", rows)
-        ids = [str(row) for row in rows] if id is None else _strings(df, id, "id")
-        _refuse_duplicates(ids, rows)
-        weights = np.ones(len(df)) if weight is None else _numbers(df, weight)
-        _refuse_weights(weights, rows)
-        population = cls(
-            ids=ids,
-            contexts=texts,
-            responses=[str(value).strip() for value in df[response]],
-            labels=None if label is None else _strings(df, label, "label"),
-            groups=None if group is None else _strings(df, group, "group"),
-            weights=weights,
-        )
-        return population if limit is None else population.sample(limit, seed=seed)
+        columns = NamedColumns(context, response, template, id, label, group, weight)
+        table = pass_over(table_of(df), skip_rows, "The DataFrame")
+        read = read_records(table, columns, query, drop_missing, "The DataFrame")
+        return cls(**read) if limit is None else cls(**read).sample(limit, seed=seed)
 
     @classmethod
     def from_file(
@@ -180,50 +161,71 @@ class Population:
         limit: int | None = None,
         seed: int = 0,
         drop_missing: bool = False,
+        separator: str | None = None,
+        encoding: str | None = None,
+        quoting: Quoting = "auto",
+        skip_rows: int | Sequence[int] | None = None,
+        header_row: int = 1,
+        sheet: str | int | None = None,
+        value_labels: bool = True,
     ) -> Population:
-        """Reads CSV, TSV (also .gz, .bz2, .xz, .zip), JSON Lines or Parquet by the file's suffix.
+        """Reads a file by its suffix; every named column is text, exactly as written.
 
-        Texts are UTF-8. Empty cells are missing; "NA", "null" and the like are text as they stand.
+        CSV, TSV, .txt and .dat, JSON, JSON Lines (all also as .gz, .bz2, .xz or .zip), Parquet and,
+        with the extra `survey`, Excel, Stata and SPSS, whose coded answers become their labels.
+        Empty cells are missing; "NA", "null" and the like are text as they stand. What is guessed,
+        passed over or left out is said to the logger "mop_jax".
 
         Args:
             path: a file, or `package:NAME/rest` for one inside an installed package.
-            context: see `from_dataframe`, as for all others.
+            context: see `from_dataframe`, as for all down to `drop_missing`.
             response: column.
             template: of the context.
             id: column.
             label: column.
             group: column.
             weight: column.
-            query: pandas query.
+            query: pandas query; columns are numbers in it where all their cells are numbers and
+                the query does not compare them with text.
             limit: number of records.
             seed: of the subset.
             drop_missing: leave rows with blanks out.
+            separator: of a text file: a character, or comma, semicolon, tab, pipe or blank; by
+                default the one under which the named columns are there.
+            encoding: such as utf-8, utf-16 or cp1252; by default the byte order mark, UTF-8, or a
+                guess.
+            quoting: "standard": fields between double quotes may hold separators and line breaks;
+                "none": a quote is a character as any other; "auto": standard where the file keeps
+                to it.
+            skip_rows: rows after the header that hold no answers: how many, or their numbers.
+            header_row: which row holds the column names; those above are passed over.
+            sheet: of a workbook: its name, or number from 1.
+            value_labels: whether codes of Stata and SPSS become their labels.
 
         Raises:
-            DataError: as `from_dataframe`, and if the file is not there, empty, not UTF-8 or
-                malformed; every sentence begins with the file's name.
+            DataError: as `from_dataframe`, and if the file is not there, empty or malformed; every
+                sentence begins with the file's name.
         """
-        contexts = [context] if isinstance(context, str) else list(context)
-        # Numbers must not be read into these: "007" is an id and "3.10" an answer.
-        as_text = [response, *([id] if id else []), *(contexts if template is None else [])]
-        df = read_table(path, as_text=as_text)
+        columns = NamedColumns(context, response, template, id, label, group, weight)
+        name = os.fspath(path)
+        table = read_table(
+            path,
+            needed=columns.all,
+            separator=separator,
+            encoding=encoding,
+            quoting=quoting,
+            header_row=header_row,
+            sheet=sheet,
+            value_labels=value_labels,
+        )
         try:
-            return cls.from_dataframe(
-                df,
-                context=contexts,
-                response=response,
-                template=template,
-                id=id,
-                label=label,
-                group=group,
-                weight=weight,
-                query=query,
-                limit=limit,
-                seed=seed,
-                drop_missing=drop_missing,
+            read = read_records(
+                pass_over(table, skip_rows, name), columns, query, drop_missing, name
             )
+            population = cls(**read)
         except DataError as error:
-            raise DataError(f"{os.fspath(path)}: {error}") from error
+            raise DataError(f"{name}: {error}") from error
+        return population if limit is None else population.sample(limit, seed=seed)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -321,110 +323,6 @@ class Population:
             twins=self.response_keys,
         )
         return self.take(train), self.take(test)
-
-
-# A response of fewer words than this may well be two people's; a longer one is one record twice.
-MIN_WORDS_OF_A_TWIN = 8
-
-
-def response_key(response: str) -> str | None:
-    """A hash of a normalised response that is too long to be anybody else's; None for a short one.
-
-    The same review may stand under two spellings of a film's name: whatever its context, it must
-    not serve itself as an exemplar, nor be held out from itself.
-    """
-    if len(response.split()) < MIN_WORDS_OF_A_TWIN:
-        return None
-    return text_key("", response)
-
-
-def text_key(context: str, response: str) -> str:
-    """A hash of the normalised texts: case folded, runs of blanks collapsed."""
-    parts = (" ".join(text.casefold().split()) for text in (context, response))
-    return hashlib.sha256("\x00".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _require_columns(df: pd.DataFrame, named: Sequence[str]) -> None:
-    for column in named:
-        if column not in df.columns:
-            there = ", ".join(map(str, df.columns)) or "none"
-            raise DataError(f"There is no column {column!r}; the columns are: {there}.")
-
-
-def _apply_query(df: pd.DataFrame, query: str) -> pd.DataFrame:
-    try:
-        # Without dictionaries "@name" would reach into this function's own variables.
-        kept = df.query(query, local_dict={}, global_dict={}, engine="python")
-    except Exception as error:  # pandas raises whatever the expression raises
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"The query {query!r} could not be applied: {reason}.") from error
-    if not isinstance(kept, pd.DataFrame):
-        raise DataError(f"The query {query!r} does not select rows; give a condition on columns.")
-    if kept.empty:
-        raise DataError(f"No row satisfies the query {query!r}.")
-    return kept
-
-
-def _missing(columns: pd.DataFrame) -> pd.DataFrame:
-    return columns.apply(lambda c: c.isna() | (c.astype(str).str.strip() == ""))
-
-
-def _render(columns: pd.DataFrame, template: str | None) -> list[str]:
-    if template is None:
-        return [str(value).strip() for value in columns.iloc[:, 0]]
-    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
-    names = [str(name) for name in columns.columns]
-    try:
-        compiled = environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise DataError(f"The context template is malformed: {error}.") from error
-    texts = []
-    for row, values in zip(columns.index, columns.itertuples(index=False, name=None), strict=True):
-        try:
-            texts.append(compiled.render(dict(zip(names, values, strict=True))).strip())
-        except Exception as error:  # the template's own expressions may raise anything
-            raise DataError(
-                f"The context template fails at row {row}: {error}; "
-                f"the context columns are: {', '.join(names)}."
-            ) from error
-    return texts
-
-
-def _strings(df: pd.DataFrame, column: str, kind: str) -> list[str]:
-    missing = _missing(df[[column]])[column]
-    if missing.any():
-        raise DataError(
-            f"Row {missing.idxmax()} has an empty {kind} (column {column!r}); "
-            "every record needs one."
-        )
-    return [str(value).strip() for value in df[column]]
-
-
-def _numbers(df: pd.DataFrame, column: str) -> np.ndarray:
-    numbers = pd.to_numeric(df[column], errors="coerce").astype("Float64")
-    if numbers.isna().any():
-        at = int(np.argmax(numbers.isna().to_numpy()))
-        raise DataError(
-            f"Row {df.index[at]} has the weight {df[column].iloc[at]!r}; "
-            "accepted is a positive number."
-        )
-    return numbers.to_numpy(dtype=np.float64)
-
-
-def _refuse_blank(values: Sequence[str], kind: str, rows: Sequence[int]) -> None:
-    for row, value in zip(rows, values, strict=True):
-        if not isinstance(value, str) or not value.strip():
-            raise DataError(f"Row {row} has an empty {kind}; accepted is non-blank text.")
-
-
-def _refuse_duplicates(ids: Sequence[str], rows: Sequence[int]) -> None:
-    seen: dict[str, int] = {}
-    for row, value in zip(rows, ids, strict=True):
-        if value in seen:
-            raise DataError(
-                f"Rows {seen[value]} and {row} have the same id {value!r}; ids must be distinct."
-            )
-        seen[value] = row
 
 
 def _refuse_weights(weights: np.ndarray, rows: Sequence[int]) -> None:

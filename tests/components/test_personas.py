@@ -10,19 +10,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mop_jax.components.descriptions import (
+    EXAMPLES,
+    clean_persona,
+    copied_sentences,
+    likeness,
+    summary_messages,
+)
 from mop_jax.components.personas import (
     Persona,
-    clean_persona,
     cluster_records,
     read_personas,
     record_texts,
-    summary_messages,
     synthesise_personas,
     write_personas,
 )
 from mop_jax.errors import DataError, FaultError
 from mop_jax.population import Population
+from mop_jax.segmentation import sentence_ends
 
 
 class ScriptedModel:
@@ -193,6 +201,16 @@ def test_synthesis_refusals() -> None:
         (", in short, kind.", "You are, in short, kind."),
         (" kind.<|im_end|>\n<|im_start|>user", "You are kind."),
         (" kind.</s>", "You are kind."),
+        (" one who reads Dr. Smith", "You are one who reads Dr."),
+        (" fond of tea. You read Dr.", "You are fond of tea."),
+        ("热情的影迷。你喜欢老电影！你常常", "You are 热情的影迷。你喜欢老电影！"),
+        ("热情的影迷，喜欢老电", "You are 热情的影迷，喜欢老。"),
+        ("，热情。你", "You are，热情。"),
+        ("好", ""),
+        (" คนที่ชอบหนัง", "You are คนที่ชอบหนั"),
+        (" ناقد صبور؟ نعم", "You are ناقد صبور؟"),
+        (" फिल्मों के शौकीन हैं। आप", "You are फिल्मों के शौकीन हैं।"),
+        (" फिल्मों के शौ", "You are फिल्मों के।"),
         ("", ""),
         (" \n\n ", ""),
         (" ...", ""),
@@ -216,14 +234,141 @@ def test_texts_and_messages() -> None:
     assert shown == ["- Ask? → No.", "- " + "long " * 60 + "…", f"- {responses[2]}"]
 
 
-def test_self_descriptions_and_copies_are_refused() -> None:
+def test_excerpts_count_characters_where_there_are_no_blanks() -> None:
+    responses = ["很好！", "很好吃我喜欢", "好" * 70, "No."]
+    records = Population(list("abcd"), ["怎么样？"] * 3 + ["Why " * 80], responses)
+    shown = summary_messages(records)[-1]["content"].split("\n")
+    assert shown == [
+        "- 怎么样？ → 很好！",
+        "- 很好吃我喜欢",
+        f"- {'好' * 60} …",
+        # A long question does not push out its answer.
+        f"- {'Why ' * 58}… → No.",
+    ]
+
+
+@given(st.text(max_size=60) | st.text("aB .!?。！？ 你好สี", max_size=60))
+def test_a_clean_persona_is_whole_or_nothing(continuation: str) -> None:
+    text = clean_persona(continuation)
+    if not text:
+        return
+    assert text.startswith("You are")
+    assert text == " ".join(text.split())
+    assert any(c.isalnum() for c in text.removeprefix("You are"))
+    ends = sentence_ends(text)
+    # Thai has no full stop, and an abbreviation's is none.
+    assert ends[-1:] == [len(text)] or text[-1] == "." or "\u0e00" < text[-1] < "\u0eff"
+
+
+TRAVELLER = EXAMPLES[1].description.removeprefix("You are")
+DISH = " an impatient diner who notices every fault in the meal. Your shirts are red and loud."
+COPIES = {
+    "an example": TRAVELLER,
+    "in other letters": TRAVELLER.upper().replace(" ", "  "),
+    "with one word changed": TRAVELLER.replace("traveller", "traveler"),
+    "with every adjective changed": TRAVELLER.replace("cheerful", "carefree").replace("warm", "bo"),
+    "with more behind": f"{TRAVELLER} You also like boats and trains.",
+    "its first sentence": DISH,
+    "its first sentence in other words": " a cheerful tourist who finds joy to love in every trip.",
+    "a text of an example": " a critic. Your soup was cold again, and nobody said sorry.",
+    "its style": f" a diver who counts fish. {EXAMPLES[0].description.split('. ')[1]}",
+}
+
+
+@pytest.mark.parametrize("copy", COPIES)
+def test_copies_of_examples_are_drawn_again_without_the_example(
+    copy: str, caplog: pytest.LogCaptureFixture
+) -> None:
     population, embeddings, _ = blobs((6,))
-    example = summary_messages(population)[2]["content"].removeprefix("You are")
-    answers = iter([" a helpful AI assistant.", " a Chatbot for all.", example, " a human."])
+    answers = iter([" a helpful AI assistant.", " a Chatbot for all.", COPIES[copy], " a human."])
     model = ScriptedModel(lambda p, s: next(answers))
-    personas, _ = synthesise_personas(population, embeddings, model, 1, seed=0)
+    with caplog.at_level("INFO", logger="mop_jax"):
+        personas, _ = synthesise_personas(population, embeddings, model, 1, seed=0)
     assert personas[0].text == "You are a human."
-    assert len(model.calls) == 4
+    (note,) = caplog.messages
+    assert note.startswith("Persona 1 repeats an example of the prompt and is drawn again")
+    for example in EXAMPLES:
+        shown = [example.description in call.prompts[0] for call in model.calls]
+        assert shown[:3] == [True] * 3
+        assert shown[3] == (example not in copied_sentences(f"You are{COPIES[copy]}").values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You are a cheerful baker who sings at work. You write with warmth and jokes.",
+        "You are a careful critic who looks for every fault to avoid. Your words are dry.",
+        "You are a reader.",
+        "You are a traveller who finds every trip a burden, and says so in long letters.",
+        "You are 一个快乐的旅行者，每次旅行都能找到喜欢的东西。",
+    ],
+)
+def test_what_only_reminds_of_an_example_is_no_copy(text: str) -> None:
+    assert not copied_sentences(text)
+
+
+def test_a_model_that_copies_only_gives_no_persona() -> None:
+    population, embeddings, _ = blobs((6,))
+    model = ScriptedModel(lambda p, s: TRAVELLER)
+    with pytest.raises(FaultError, match="copies of another persona or of the prompt's examples"):
+        synthesise_personas(population, embeddings, model, 1, seed=0)
+    assert len(model.calls) == 5
+
+
+def test_what_is_left_without_copied_sentences_is_kept_and_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    population, embeddings, _ = blobs((6,))
+    style = TRAVELLER.split(". ")[1]
+    model = ScriptedModel(lambda p, s: f" a painter of boats. {style}")
+    personas, _ = synthesise_personas(population, embeddings, model, 1, seed=0)
+    assert personas[0].text == "You are a painter of boats."
+    (note,) = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert "no persona 1 that is wholly its own" in note.getMessage()
+
+
+def test_near_copies_of_another_persona_are_drawn_again_or_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    population, embeddings, _ = blobs()
+    common = "soul who always helps the neighbours with the garden and the car"
+    answers = {"0": f" a kind {common}.", "1": f" a good {common}!", "2": f" A KIND {common}"}
+
+    def answer(prompt: str, seed: int) -> str:
+        if blob_of(prompt) == "2" and seed != 5:
+            return " of another kind."
+        return answers[blob_of(prompt)] + (" And more." if seed != 5 else "")
+
+    personas, _ = synthesise_personas(population, embeddings, ScriptedModel(answer), 3, seed=5)
+    texts = [persona.text for persona in personas]
+    assert texts[0] == f"You are a kind {common}."
+    assert texts[2] == "You are of another kind."
+    assert texts[1].startswith(f"You are a good {common}!")
+    (note,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert "no persona 2 that is wholly its own" in note
+
+
+def test_the_same_persona_twice_is_never_kept() -> None:
+    population, embeddings, _ = blobs()
+    model = ScriptedModel(lambda p, s: " kind, always." if blob_of(p) != "0" else " KIND – always!")
+    with pytest.raises(FaultError, match=r"persona 2 \(2 of 3\)"):
+        synthesise_personas(population, embeddings, model, 3, seed=0)
+
+
+WORDS = st.lists(
+    st.sampled_from(["you", "tea", "hot", "cold", "likes", "reads", "slowly", "never"]),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(WORDS, WORDS)
+def test_likeness_is_symmetric_and_one_for_one_text_only(first: list[str], second: list[str]):
+    a, b = f"You are {' '.join(first)}.", f"You are {' '.join(second)}."
+    assert likeness(a, b) == likeness(b, a)
+    assert 0 <= likeness(a, b) <= 1
+    assert (likeness(a, b) == 1) == (first == second)
+    assert likeness(a, a.upper().replace(" ", ", ").replace("YOU, ARE,", "You are")) == 1
 
 
 def test_files_round_trip(tmp_path: Path) -> None:
@@ -249,6 +394,7 @@ BAD_FILES: dict[str, tuple[str, str | bytes, str]] = {
     "blank line": ("p.txt", "one\n \ntwo\n", r"p\.txt, line 2, is blank"),
     "blank entry": ("p.json", '["one", ""]', "entry 2, is blank"),
     "blank text": ("p.json", '[{"text": " "}]', "entry 1, is blank"),
+    "repeated in another normal form": ("p.json", '["caf\u00e9", "cafe\u0301"]', "repeats entry 1"),
     "repeated": ("p.txt", "one\ntwo\none \n", "line 3, repeats line 1"),
     "empty": ("p.txt", "\n", "holds no personas"),
     "empty json": ("p.json", "", "holds no personas"),

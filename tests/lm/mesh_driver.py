@@ -97,7 +97,7 @@ def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
     # The last prefix has a pool of its own, which need not be run at all.
     skip = (np.random.default_rng(2).random(len(pairs)) < 0.7) | (pairs[:, 0] == len(prefixes) - 1)
     found = {"skip": skip, "scores_skipped": scores(lm, skip)}
-    real, programs, tried = scoring.score_suffixes, [], []
+    real, programs, tried = scoring.run_suffixes, [], []
 
     def limited(*args: Any, **options: Any) -> Any:
         if not programs:
@@ -107,7 +107,7 @@ def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return real(*args, **options)
 
-    with mock.patch.object(scoring, "score_suffixes", limited), warnings.catch_warnings():
+    with mock.patch.object(scoring, "run_suffixes", limited), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found["scores_full"] = scores(lm)
     found["tried"] = np.asarray(sorted(set(tried)))

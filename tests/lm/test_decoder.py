@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,18 +19,9 @@ from mop_jax.lm.families import parse_config
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.prefixes import append
 
-CASES = [
-    "gqa_tied",
-    "biased_untied",
-    "llama3_rope",
-    "linear_rope",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "gpt2",
-]
+GOLDEN = Path(__file__).parents[1] / "golden"
+# One for each golden file: a further family brings its own and is tested here at once.
+CASES = sorted(path.stem.removeprefix("decoder_") for path in GOLDEN.glob("decoder_*.npz"))
 TOLERANCE = 1e-4  # logits have a standard deviation of about 3
 
 

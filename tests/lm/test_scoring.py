@@ -250,7 +250,7 @@ def test_a_grid_without_unit_temperature_has_no_index_of_it():
 def cache_sizes():
     return np.asarray(
         [
-            scoring.score_suffixes._cache_size(),
+            scoring.run_suffixes._cache_size(),
             prefix_module.run_segments._cache_size(),
             prefix_module.place_rows._cache_size(),
         ]
@@ -338,7 +338,7 @@ def test_the_padding_that_is_reported_is_what_is_run(tiny_lm, random_work, monke
 
         monkeypatch.setattr(module, name, watched)
 
-    watch(scoring, "score_suffixes", lambda a: (a[3].lengths, a[3].num_chunks))
+    watch(scoring, "run_suffixes", lambda a: (a[3].lengths, a[3].num_chunks))
     watch(prefix_module, "run_segments", lambda a: (a[4], 1))
     score(tiny_lm, work, memory=memory)
     assert sum(real) > 500
@@ -346,16 +346,16 @@ def test_the_padding_that_is_reported_is_what_is_run(tiny_lm, random_work, monke
 
 
 def full_device(monkeypatch, fits):
-    """Lets `score_suffixes` fail as a full device does, for shapes that `fits` refuses."""
-    real, tried = scoring.score_suffixes, []
+    """Lets `run_suffixes` fail as a full device does, for shapes that `fits` refuses."""
+    real, tried = scoring.run_suffixes, []
 
-    def limited(graph, state, pool, inputs, step, *, packed, **options):
+    def limited(graph, state, pool, inputs, *, packed, **options):
         tried.append(len(inputs.tokens) * packed)
         if not fits(tried[-1]):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")
-        return real(graph, state, pool, inputs, step, packed=packed, **options)
+        return real(graph, state, pool, inputs, packed=packed, **options)
 
-    monkeypatch.setattr(scoring, "score_suffixes", limited)
+    monkeypatch.setattr(scoring, "run_suffixes", limited)
     return tried
 
 
@@ -404,6 +404,6 @@ def test_other_errors_of_the_device_are_not_swallowed(tiny_lm, random_work, monk
     def broken(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
-    monkeypatch.setattr(scoring, "score_suffixes", broken)
+    monkeypatch.setattr(scoring, "run_suffixes", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         score(tiny_lm, random_work(12))

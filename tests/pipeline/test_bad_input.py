@@ -53,8 +53,8 @@ def duplicate_id(frame):
     frame.loc[9, "id"] = "r04"
 
 
-def zero_weight(frame):
-    frame.loc[2, "weight"] = 0
+def negative_weight(frame):
+    frame.loc[2, "weight"] = -1
 
 
 def no_model(materials, folder):
@@ -125,11 +125,11 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     ),
     "empty response": (population(csv_of(blank_response)), 2, ["Row 7", "empty response"]),
     "duplicate ids": (population(csv_of(duplicate_id)), 2, ["Rows 5 and 10", "'r04'"]),
-    "weight of zero": (population(csv_of(zero_weight)), 2, ["Row 3", "weight", "positive"]),
+    "negative weight": (population(csv_of(negative_weight)), 2, ["Row 3", "weight", "positive"]),
     "wrong encoding": (
-        population("id,film,mood,review,weight\na,Ran,fresh,très beau,1\n".encode("latin-1")),
+        population("id,film,mood,review,weight\na,Ran,é,äöü,1\n".encode() + b"b,Ran,x,tr\xe8s,1\n"),
         2,
-        ["bad.csv is not UTF-8", "0xe8", "line 2"],
+        ["bad.csv is not UTF-8", "0xe8", "line 3"],
     ),
     "ragged rows": (population(b"id,film\na,b\nc,d,e,f\n"), 2, ["bad.csv is malformed"]),
     "template": (
