@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+
 import pytest
 import yaml
 
@@ -28,6 +30,19 @@ def test_the_smallest_configuration_and_its_defaults():
     assert 1.0 in [1 / (m * config.temperatures.step) for m in config.temperatures.multiples]
     again = RunConfig.model_validate(config.model_dump(mode="json"))
     assert again == config
+
+
+def test_how_chat_templates_are_rendered():
+    """Defaults are not written down: a run from before these fields has the same configuration."""
+    assert not {"date", "template_arguments"} & set(parse({}).model_dump(mode="json")["prompt"])
+    told = {"date": "2025-03-01", "template_arguments": {"enable_thinking": True, "n": 2}}
+    config = parse({"prompt": told})
+    assert config.model_dump(mode="json")["prompt"].items() >= told.items()
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+    settings = {"date": datetime.date(2025, 3, 1), "arguments": told["template_arguments"]}
+    assert config.prompt.chat_settings == settings
+    with pytest.raises(DataError, match=r"prompt\.date"):
+        parse({"prompt": {"date": "today"}})
 
 
 def test_shipped_configurations_are_valid():

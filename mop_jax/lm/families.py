@@ -58,12 +58,14 @@ _NOTES = re.compile(r"_|unsloth_|axolotl_|trl_")
 # What is dropped at random in training is kept when a model is used.
 _DROPOUT = re.compile(r".*(dropout|_pdrop|dropout_prob|dropout_rate)")
 _EMPTY: tuple[Any, ...] = (None, False, "", [], {})
+# Settings of other families, at the value that changes nothing.
+_NEUTRAL = {"partial_rotary_factor": 1.0, "logit_scale": 1.0, "residual_multiplier": 1.0}
 
 
 def _moves_no_logit(name: str, value: Any) -> bool:
     """Whether a field can be passed over, whatever the family."""
     known = name in _WITHOUT_EFFECT or _NOTES.match(name) or _DROPOUT.fullmatch(name)
-    return bool(known) or value in _EMPTY
+    return bool(known) or value in _EMPTY or (name in _NEUTRAL and value == _NEUTRAL[name])
 
 
 _COMMON = _names(

@@ -91,6 +91,8 @@ class PromptBuilder:
         self._special = special_tokens(tokenizer)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        ids = tokenizer.convert_tokens_to_ids(self._special)
+        self._special_ids = frozenset(ids) - {tokenizer.unk_token_id}
         self._parting = parting_tokens(tokenizer)
         self._checked: set[tuple[str, str, str]] = set()
         self._bos = begin_ids(tokenizer, template.component)
@@ -256,15 +258,23 @@ class PromptBuilder:
         """Refuses a text that would change the structure of a prompt."""
         if (form, field, text) in self._checked:
             return
-        found = self._special_text.search(text)
+        found = self._special_in(text)
         if found:
             raise DataError(
-                f"The text {text[:60]!r} holds {found[0]!r}, a special token of the language "
+                f"The text {text[:60]!r} holds {found!r}, a special token of the language "
                 "model, which would change the structure of the prompt; remove it."
             )
         if self.template.source is not None:
             self._check_rendering(form, field, text)
         self._checked.add((form, field, text))
+
+    def _special_in(self, text: str) -> str | None:
+        written = self._special_text.search(text)
+        if written:
+            return written[0]
+        # A normaliser can make one of other characters.
+        made = self._special_ids.intersection(self._ids.encode(text))
+        return self.tokenizer.convert_ids_to_tokens(min(made)) if made else None
 
     def _check_rendering(self, form: str, field: str, text: str) -> None:
         values = dict.fromkeys(FORMS[form], "x") | {ANSWER: "x", field: text}

@@ -236,6 +236,7 @@ def test_notes_that_move_no_logit_are_passed_over(name):
         "pruned_heads": {},
         "gradient_checkpointing": True,
         "pad_token_id": 11,
+        "partial_rotary_factor": 1.0,
     }
     assert parse_config(PUBLISHED[name] | notes) == parse_config(PUBLISHED[name])
 
@@ -248,6 +249,7 @@ def test_notes_that_move_no_logit_are_passed_over(name):
         {"pruned_heads": {"0": [1]}},
         {"auto_map": {"AutoModelForCausalLM": "modeling_other.OtherForCausalLM"}},
         {"rope_interleaved": True},
+        {"partial_rotary_factor": 0.5},
     ],
 )
 def test_what_may_move_a_logit_is_refused_by_name(change):

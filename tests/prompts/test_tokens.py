@@ -118,6 +118,17 @@ def test_nothing_is_cleaned_up_and_broken_characters_are_shown():
     assert continuation_decoder(tokenizer)([special, *ids]) == "</s>龘"
 
 
+def test_special_tokens_that_a_normaliser_makes_are_refused():
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer("gpt2", flags={"normalized": True})
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    builder = PromptBuilder(tokenizer, PromptTemplate.plain())
+    assert tokenizer.eos_token_id in tokenizer.encode("a\uff1c/s\uff1eb")
+    with pytest.raises(DataError, match=r"holds '</s>', a special token"):
+        builder.response("a\uff1c/s\uff1eb")
+
+
 def test_tokens_that_swallow_blanks_part_nothing():
     tokenizer = make_tokenizer("gpt2", "qwen2")
     assert set(parting_tokens(tokenizer)) == set(special_tokens(tokenizer))
