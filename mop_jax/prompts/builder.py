@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from mop_jax.errors import DataError
 from mop_jax.prompts.chat import ANSWER, FORMS
 from mop_jax.prompts.templates import DEFAULT_INSTRUCTION, FIELD, PromptTemplate
-from mop_jax.prompts.tokens import Continuation, begin_ids, parting_tokens, special_tokens
+from mop_jax.prompts.tokens import TextContinuation, begin_ids, parting_tokens, special_tokens
 
 # What is tried when a builder is made: persona, exemplar, context and response.
 _PROBES = (
@@ -87,7 +87,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.template = template
         self.instruction = instruction
-        self._ids = Continuation(tokenizer)
+        self._ids = TextContinuation(tokenizer)
         self._special = special_tokens(tokenizer)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
