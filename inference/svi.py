@@ -14,17 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import optax
-from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, init_to_sample
+from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
 
 from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.guides import make_guide, prepare_guide
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
-
-GUIDES: dict[str, type[AutoGuide]] = {"AutoNormal": AutoNormal, "AutoDelta": AutoDelta}
 
 
 class ConvergenceReport(NamedTuple):
@@ -77,23 +75,6 @@ def default_optimizer(num_steps: int, learning_rate: float = 0.02) -> optax.Grad
     """
     schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
     return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule))
-
-
-def make_guide(
-    guide: str | type[AutoGuide] | AutoGuide, model: Callable[..., Any], **kwargs: Any
-) -> AutoGuide:
-    """A guide by name ("AutoNormal", "AutoDelta"), by class, or as it comes.
-
-    Guides by name or class start at a draw from the prior: all weights zero is a saddle point of a
-    bilinear gate, and NumPyro's default start, uniform on (−2, 2), is far outside the prior.
-    """
-    if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise DataError(f"Unknown guide {guide!r}; accepted: {', '.join(GUIDES)}, or a class.")
-        guide = GUIDES[guide]
-    if isinstance(guide, type):
-        return guide(model, init_loc_fn=init_to_sample, **kwargs)
-    return guide
 
 
 def fit_svi(
@@ -196,24 +177,6 @@ def fit_svi(
     }
     report = convergence_report(losses, float(np.sum(data.weights)), tolerance)
     return SVIFit(params, auto_guide, losses, report, model, kwargs, data)
-
-
-def prepare_guide(
-    guide: AutoGuide, rng_key: jax.Array, data: MixtureData, model_kwargs: Mapping[str, Any]
-) -> None:
-    """Lets a mean-field guide see the model's sites, at a start drawn with `rng_key`.
-
-    The guide would do so itself, by differentiating the whole model op by op to see that its start
-    has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
-    masked out it takes a few seconds, and the first step of the fit checks the loss anyway.
-    """
-    model = guide.model
-    guide.model = numpyro.handlers.mask(model, mask=False)
-    try:
-        with numpyro.handlers.seed(rng_seed=rng_key):
-            guide(data, **model_kwargs)
-    finally:
-        guide.model = model
 
 
 def convergence_report(
