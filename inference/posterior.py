@@ -23,6 +23,7 @@ import mop_jax.distributions
 from mop_jax import atomic, models
 from mop_jax.distributions import MixingDistribution, PersonaMixture
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.guides import sample_guide
 from mop_jax.inference.svi import SVIFit
 from mop_jax.models.data import FeatureMap, FeatureMaps, MixtureData
 
@@ -89,9 +90,7 @@ def posterior_draws(fit: SVIFit, rng_key: jax.Array, num_draws: int = 200) -> Po
     """`num_draws` independent draws from the fitted guide (all equal under "AutoDelta")."""
     if num_draws < 1:
         raise DataError(f"num_draws is {num_draws}; at least 1 is needed.")
-    samples = fit.guide.sample_posterior(
-        rng_key, fit.params, fit.data, sample_shape=(num_draws,), **fit.model_kwargs
-    )
+    samples = sample_guide(fit.guide, rng_key, fit.params, fit.data, fit.model_kwargs, num_draws)
     return make_posterior(
         samples, fit.data, fit.model, fit.model_kwargs, params=fit.params, losses=fit.losses
     )
