@@ -200,20 +200,25 @@ def make_loss(guide: AutoGuide, num_particles: int) -> Trace_ELBO | TraceMeanFie
 
 def prepare_guide(
     guide: AutoGuide, rng_key: jax.Array, data: MixtureData, model_kwargs: Mapping[str, Any]
-) -> None:
-    """Lets a guide see the model's sites, at a start drawn with `rng_key`.
+) -> AutoGuide:
+    """Lets a guide see the model's sites, at a start drawn with `rng_key`, and returns it.
 
     The guide would do so itself, by differentiating the whole model op by op to see that its start
     has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
-    masked out it takes a few seconds, and the first step of the fit checks the loss anyway.
+    masked out it takes a few seconds, and the first step of the fit checks the loss anyway. A model
+    without latent sites gets a guide without any, whatever was asked for.
     """
     if guide.prototype_trace is not None:  # one that has been fitted before
-        return
+        return guide
     model = guide.model
     guide.model = numpyro.handlers.mask(model, mask=False)
     try:
         with numpyro.handlers.seed(rng_seed=rng_key):
             guide(data, **model_kwargs)
+    except RuntimeError as error:
+        if "no latent variables" not in str(error):
+            raise
+        return AutoDelta(model)
     finally:
         guide.model = model
     if isinstance(guide, AutoContinuous):
@@ -224,6 +229,7 @@ def prepare_guide(
         guide._potential_fn = guide._potential_fn_gen(data, **model_kwargs)
     if isinstance(guide, AutoWhitenedNormal):
         guide.whiten(data, model_kwargs)
+    return guide
 
 
 def sample_guide(

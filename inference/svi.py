@@ -146,12 +146,10 @@ def fit_svi(
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; at least 1 is needed.")
         run_kwargs["subsample_size"] = batch_size
-    auto_guide = make_guide(guide, model)
+    setup_key, run_key = jax.random.split(rng_key)
+    auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
-
-    setup_key, run_key = jax.random.split(rng_key)
-    prepare_guide(auto_guide, setup_key, data, run_kwargs)
     state = svi.init(run_key, data)
 
     @jax.jit
@@ -169,18 +167,19 @@ def fit_svi(
     chunk = max(1, min(100, -(-rounds[0] // 20)))
     losses = np.zeros(0, data.log_likelihood.dtype)
     silence = nullcontext() if progress else progress_bars.enabled(False)
-    for number, length in enumerate(rounds):
-        title = "Fitting the gate" if number == 0 else "Fitting the gate further"
-        with silence, progress_bars.task(title, total=length) as advance:
-            for done in range(0, length, chunk):
-                num = min(chunk, length - done)
-                state, chunk_losses = run_chunk(state, data, num)
-                losses = np.concatenate([losses, np.asarray(chunk_losses)[:num]])
-                _refuse_bad_loss(losses, num)
-                advance(num)
-        report = convergence_report(losses[-length:], float(np.sum(data.weights)), tolerance)
-        if report.converged:
-            break
+    with silence:
+        for number, length in enumerate(rounds):
+            title = "Fitting the gate" if number == 0 else "Fitting the gate further"
+            with progress_bars.task(title, total=length) as advance:
+                for done in range(0, length, chunk):
+                    num = min(chunk, length - done)
+                    state, chunk_losses = run_chunk(state, data, num)
+                    losses = np.concatenate([losses, np.asarray(chunk_losses)[:num]])
+                    _refuse_bad_loss(losses, num)
+                    advance(num)
+            report = convergence_report(losses[-length:], float(np.sum(data.weights)), tolerance)
+            if report.converged:
+                break
     # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
     params = {
         name: value for name, value in svi.get_params(state).items() if jax.tree.leaves(value)
