@@ -100,7 +100,7 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
             constraint=self.scale_tril_constraint,
         )
         normal = _PathwiseNormal(loc, scale_tril=scale_tril)
-        # The first call only looks at the model's sites; there is nothing to whiten with yet.
+        # Without `prepare_guide` there is nothing to whiten with.
         return normal if self._whitening is None else _affine(normal, self._whitening)
 
     def get_transform(self, params: dict[str, Any]) -> LowerCholeskyAffine:
@@ -213,8 +213,8 @@ def prepare_guide(
     model = guide.model
     guide.model = numpyro.handlers.mask(model, mask=False)
     try:
-        with numpyro.handlers.seed(rng_seed=rng_key):
-            guide(data, **model_kwargs)
+        with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=rng_key):
+            guide._setup_prototype(data, **model_kwargs)
     except RuntimeError as error:
         if "no latent variables" not in str(error):
             raise

@@ -244,10 +244,14 @@ def load_posterior(path: Any, *, model: Callable[..., PersonaMixture] | None = N
         *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
     )
     data = MixtureData(**arrays, feature_maps=feature_maps)
+    samples, kwargs = group("samples/"), _decode_kwargs(header["model_kwargs"])
+    if model is models.mixture_of_personas and "gate.context_kernel" in samples:
+        # Files from before there was a choice of gates do not name the paper's.
+        kwargs.setdefault("gate", "bilinear")
     return Posterior(
-        group("samples/"),
+        samples,
         model,
-        _decode_kwargs(header["model_kwargs"]),
+        kwargs,
         data,
         group("params/"),
         tensors["losses"],
@@ -290,9 +294,12 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _encode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # The one class among a model's arguments, the mixture's distribution, is kept by its name.
+    # The one class among a shipped model's arguments, its distribution, is kept by its name; a gate
+    # of one's own is code, which no file holds.
     plain = {
-        name: {"distribution": value.__name__} if isinstance(value, type) else value
+        name: {"distribution": value.__name__}
+        if isinstance(value, type) and issubclass(value, PersonaMixture)
+        else value
         for name, value in kwargs.items()
     }
     try:
@@ -300,7 +307,8 @@ def _encode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise DataError(
             f"A model argument cannot be written as JSON ({error}); numbers, strings, booleans and "
-            "distribution classes of mop_jax.distributions can."
+            "distribution classes of mop_jax.distributions can. A gate of your own belongs into "
+            "the registry mop_jax.models.GATES, to be given by its name, or into a model of yours."
         ) from error
 
 

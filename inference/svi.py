@@ -150,7 +150,7 @@ def fit_svi(
     auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
-    state = svi.init(run_key, data)
+    state = jax.jit(svi.init)(run_key, data)  # compiled whole: op by op it takes seconds
 
     @jax.jit
     def run_chunk(state: Any, data: MixtureData, num: jax.Array) -> tuple[Any, jax.Array]:
@@ -182,7 +182,9 @@ def fit_svi(
                 break
     # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
     params = {
-        name: value for name, value in svi.get_params(state).items() if jax.tree.leaves(value)
+        name: value
+        for name, value in jax.jit(svi.get_params)(state).items()
+        if jax.tree.leaves(value)
     }
     return SVIFit(params, auto_guide, losses, report, model, kwargs, data)
 
