@@ -113,7 +113,7 @@ def make_posterior(
         model,
         kwargs,
         jax.tree.map(np.asarray, reference),
-        {name: np.asarray(value) for name, value in (params or {}).items()},
+        jax.tree.map(np.asarray, dict(params or {})),  # a flow's parameters are nested
         np.zeros(0, np.float32) if losses is None else np.asarray(losses),
     )
 
