@@ -83,7 +83,8 @@ def module_gate(module: type[nnx.Module]) -> GateModel:
     """
 
     def gate(data: MixtureData, *, width: int, prior_scale: float, **parts: bool) -> GateFunction:
-        made = module(data, width, **parts)
+        make: Callable[..., nnx.Module] = module
+        made = make(data, width, **parts)
         prior = dist.Normal(0.0, prior_scale)
         return random_nnx_module("gate", made, prior, scope_divider=".")
 
