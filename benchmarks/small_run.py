@@ -2,9 +2,9 @@
 
 Runs `mop run demo` in a process of its own, with an empty cache of compiled programs and an empty
 run folder, and prints for each step its wall time, its processor time (all threads), and how much
-of the latter went into preparing programs (tracing and lowering) and into compiling them, and how many
-there were; then the programs that took longest. `--warm` adds a second run, which finds the first
-one's programs. Processor times hardly depend on what else a machine does; wall times do.
+of the latter went into preparing programs (tracing and lowering) and into compiling them, and how
+many there were; then the programs that took longest. `--warm` adds a second run, which finds the
+first one's programs. Processor times hardly depend on what else a machine does; wall times do.
 
     python benchmarks/small_run.py [--config demo] [--warm]
 """

@@ -23,6 +23,7 @@ import mop_jax.distributions
 from mop_jax import atomic, models
 from mop_jax.distributions import MixingDistribution, PersonaMixture
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.guides import sample_guide
 from mop_jax.inference.svi import SVIFit
 from mop_jax.models.data import FeatureMap, FeatureMaps, MixtureData
 
@@ -89,9 +90,7 @@ def posterior_draws(fit: SVIFit, rng_key: jax.Array, num_draws: int = 200) -> Po
     """`num_draws` independent draws from the fitted guide (all equal under "AutoDelta")."""
     if num_draws < 1:
         raise DataError(f"num_draws is {num_draws}; at least 1 is needed.")
-    samples = fit.guide.sample_posterior(
-        rng_key, fit.params, fit.data, sample_shape=(num_draws,), **fit.model_kwargs
-    )
+    samples = sample_guide(fit.guide, rng_key, fit.params, fit.data, fit.model_kwargs, num_draws)
     return make_posterior(
         samples, fit.data, fit.model, fit.model_kwargs, params=fit.params, losses=fit.losses
     )
@@ -114,7 +113,7 @@ def make_posterior(
         model,
         kwargs,
         jax.tree.map(np.asarray, reference),
-        {name: np.asarray(value) for name, value in (params or {}).items()},
+        jax.tree.map(np.asarray, dict(params or {})),  # a flow's parameters are nested
         np.zeros(0, np.float32) if losses is None else np.asarray(losses),
     )
 
@@ -245,10 +244,14 @@ def load_posterior(path: Any, *, model: Callable[..., PersonaMixture] | None = N
         *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
     )
     data = MixtureData(**arrays, feature_maps=feature_maps)
+    samples, kwargs = group("samples/"), _decode_kwargs(header["model_kwargs"])
+    if model is models.mixture_of_personas and "gate.context_kernel" in samples:
+        # Files from before there was a choice of gates do not name the paper's.
+        kwargs.setdefault("gate", "bilinear")
     return Posterior(
-        group("samples/"),
+        samples,
         model,
-        _decode_kwargs(header["model_kwargs"]),
+        kwargs,
         data,
         group("params/"),
         tensors["losses"],
@@ -291,9 +294,12 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _encode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # The one class among a model's arguments, the mixture's distribution, is kept by its name.
+    # The one class among a shipped model's arguments, its distribution, is kept by its name; a gate
+    # of one's own is code, which no file holds.
     plain = {
-        name: {"distribution": value.__name__} if isinstance(value, type) else value
+        name: {"distribution": value.__name__}
+        if isinstance(value, type) and issubclass(value, PersonaMixture)
+        else value
         for name, value in kwargs.items()
     }
     try:
@@ -301,7 +307,8 @@ def _encode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     except TypeError as error:
         raise DataError(
             f"A model argument cannot be written as JSON ({error}); numbers, strings, booleans and "
-            "distribution classes of mop_jax.distributions can."
+            "distribution classes of mop_jax.distributions can. A gate of your own belongs into "
+            "the registry mop_jax.models.GATES, to be given by its name, or into a model of yours."
         ) from error
 
 

@@ -14,17 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
 import optax
-from numpyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO, init_to_sample
-from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoNormal
+from numpyro.infer import SVI
+from numpyro.infer.autoguide import AutoGuide
 
 from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.guides import DEFAULT_GUIDE, make_guide, make_loss, prepare_guide
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
-
-GUIDES: dict[str, type[AutoGuide]] = {"AutoNormal": AutoNormal, "AutoDelta": AutoDelta}
 
 
 class ConvergenceReport(NamedTuple):
@@ -70,30 +68,22 @@ class SVIFit(NamedTuple):
     data: MixtureData
 
 
-def default_optimizer(num_steps: int, learning_rate: float = 0.02) -> optax.GradientTransformation:
+ROUNDS = (500, 1000, 2000, 4000)
+"""Steps of the rounds of a fit that goes on until it has settled."""
+
+
+def default_optimizer(
+    num_steps: int | None = None, learning_rate: float = 0.01
+) -> optax.GradientTransformation:
     """Adam under a cosine decay to 1 % of `learning_rate`, gradients clipped to global norm 1,000.
 
     The decay averages the noise of the ELBO away at the end; the clip is for the rare minibatch.
+    Without `num_steps` every one of the `ROUNDS` has a decay of its own.
     """
-    schedule = optax.cosine_decay_schedule(learning_rate, num_steps, alpha=0.01)
+    lengths = ROUNDS if num_steps is None else (num_steps,)
+    decays = [optax.cosine_decay_schedule(learning_rate, n, alpha=0.01) for n in lengths]
+    schedule = optax.join_schedules(decays, np.cumsum(lengths)[:-1].tolist())
     return optax.chain(optax.clip_by_global_norm(1e3), optax.adam(schedule))
-
-
-def make_guide(
-    guide: str | type[AutoGuide] | AutoGuide, model: Callable[..., Any], **kwargs: Any
-) -> AutoGuide:
-    """A guide by name ("AutoNormal", "AutoDelta"), by class, or as it comes.
-
-    Guides by name or class start at a draw from the prior: all weights zero is a saddle point of a
-    bilinear gate, and NumPyro's default start, uniform on (−2, 2), is far outside the prior.
-    """
-    if isinstance(guide, str):
-        if guide not in GUIDES:
-            raise DataError(f"Unknown guide {guide!r}; accepted: {', '.join(GUIDES)}, or a class.")
-        guide = GUIDES[guide]
-    if isinstance(guide, type):
-        return guide(model, init_loc_fn=init_to_sample, **kwargs)
-    return guide
 
 
 def fit_svi(
@@ -102,11 +92,11 @@ def fit_svi(
     *,
     model: Callable[..., Any] = mixture_of_personas,
     model_kwargs: Mapping[str, Any] | None = None,
-    guide: str | type[AutoGuide] | AutoGuide = "AutoNormal",
+    guide: str | type[AutoGuide] | AutoGuide = DEFAULT_GUIDE,
     optimizer: Any = None,
-    num_steps: int = 2000,
+    num_steps: int | None = None,
     batch_size: int | None = None,
-    num_particles: int = 1,
+    num_particles: int = 4,
     tolerance: float = 0.02,
     progress: bool = True,
 ) -> SVIFit:
@@ -117,9 +107,12 @@ def fit_svi(
         data: the population.
         model: a NumPyro model of `data` that returns its `PersonaMixture`.
         model_kwargs: further arguments of the model.
-        guide: "AutoNormal" (mean-field posterior), "AutoDelta" (MAP), or any NumPyro guide.
+        guide: "AutoWhitenedNormal" (a full-covariance Gaussian, see
+            `mop_jax.inference.guides`), the name of a NumPyro guide ("AutoNormal" is the mean-field
+            posterior, "AutoDelta" the mode), its class, or a guide as it is.
         optimizer: optax or NumPyro optimizer; `default_optimizer(num_steps)` by default.
-        num_steps: gradient steps.
+        num_steps: gradient steps; by default `ROUNDS` of 500, 1,000, 2,000 and 4,000 until the
+            fit has converged.
         batch_size: records per step, given to the model as `subsample_size`; all by default.
         num_particles: draws of the guide per step.
         tolerance: of the convergence report, nats per record.
@@ -145,7 +138,7 @@ def fit_svi(
         >>> posterior_draws(fit, jax.random.key(1), 4).samples["log_temperature"].shape
         (4, 2)
     """
-    if num_steps < 1:
+    if num_steps is not None and num_steps < 1:
         raise DataError(f"num_steps is {num_steps}; at least 1 is needed.")
     kwargs = dict(model_kwargs or {})
     run_kwargs = dict(kwargs)
@@ -153,16 +146,11 @@ def fit_svi(
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; at least 1 is needed.")
         run_kwargs["subsample_size"] = batch_size
-    auto_guide = make_guide(guide, model)
-    # Analytic KL terms where the guide is mean-field and its sites are the model's: less noise.
-    mean_field = isinstance(auto_guide, AutoNormal | AutoDelta)
-    loss = (TraceMeanField_ELBO if mean_field else Trace_ELBO)(num_particles=num_particles)
-    svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
-
     setup_key, run_key = jax.random.split(rng_key)
-    if mean_field:
-        prepare_guide(auto_guide, setup_key, data, run_kwargs)
-    state = svi.init(run_key, data)
+    auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
+    loss = make_loss(auto_guide, num_particles)
+    svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
+    state = jax.jit(svi.init)(run_key, data)  # compiled whole: op by op it takes seconds
 
     @jax.jit
     def run_chunk(state: Any, data: MixtureData, num: jax.Array) -> tuple[Any, jax.Array]:
@@ -175,45 +163,40 @@ def fit_svi(
         losses = jnp.zeros(chunk, data.log_likelihood.dtype)
         return jax.lax.fori_loop(0, num, step, (state, losses))
 
-    chunk = max(1, min(100, -(-num_steps // 20)))
-    losses = np.zeros(num_steps, data.log_likelihood.dtype)
+    rounds = ROUNDS if num_steps is None else (num_steps,)
+    chunk = max(1, min(100, -(-rounds[0] // 20)))
+    losses = np.zeros(0, data.log_likelihood.dtype)
     silence = nullcontext() if progress else progress_bars.enabled(False)
-    with silence, progress_bars.task("Fitting the gate", total=num_steps) as advance:
-        for start in range(0, num_steps, chunk):
-            num = min(chunk, num_steps - start)
-            state, chunk_losses = run_chunk(state, data, num)
-            losses[start : start + num] = np.asarray(chunk_losses)[:num]
-            bad = np.flatnonzero(~np.isfinite(losses[start : start + num]))
-            if bad.size:
-                raise FaultError(
-                    f"The loss is {losses[start + bad[0]]} at step {start + bad[0] + 1} of "
-                    f"{num_steps}; a smaller learning rate or a tighter prior usually helps."
-                )
-            advance(num)
+    with silence:
+        for number, length in enumerate(rounds):
+            title = "Fitting the gate" if number == 0 else "Fitting the gate further"
+            with progress_bars.task(title, total=length) as advance:
+                for done in range(0, length, chunk):
+                    num = min(chunk, length - done)
+                    state, chunk_losses = run_chunk(state, data, num)
+                    losses = np.concatenate([losses, np.asarray(chunk_losses)[:num]])
+                    _refuse_bad_loss(losses, num)
+                    advance(num)
+            report = convergence_report(losses[-length:], float(np.sum(data.weights)), tolerance)
+            if report.converged:
+                break
     # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
     params = {
-        name: value for name, value in svi.get_params(state).items() if jax.tree.leaves(value)
+        name: value
+        for name, value in jax.jit(svi.get_params)(state).items()
+        if jax.tree.leaves(value)
     }
-    report = convergence_report(losses, float(np.sum(data.weights)), tolerance)
     return SVIFit(params, auto_guide, losses, report, model, kwargs, data)
 
 
-def prepare_guide(
-    guide: AutoGuide, rng_key: jax.Array, data: MixtureData, model_kwargs: Mapping[str, Any]
-) -> None:
-    """Lets a mean-field guide see the model's sites, at a start drawn with `rng_key`.
-
-    The guide would do so itself, by differentiating the whole model op by op to see that its start
-    has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
-    masked out it takes a few seconds, and the first step of the fit checks the loss anyway.
-    """
-    model = guide.model
-    guide.model = numpyro.handlers.mask(model, mask=False)
-    try:
-        with numpyro.handlers.seed(rng_seed=rng_key):
-            guide(data, **model_kwargs)
-    finally:
-        guide.model = model
+def _refuse_bad_loss(losses: np.ndarray, num_new: int) -> None:
+    bad = np.flatnonzero(~np.isfinite(losses[-num_new:]))
+    if bad.size:
+        step = len(losses) - num_new + bad[0]
+        raise FaultError(
+            f"The loss is {losses[step]} at step {step + 1}; a smaller learning rate or a tighter "
+            "prior usually helps."
+        )
 
 
 def convergence_report(

@@ -7,23 +7,20 @@ model: that it takes a `MixtureData`, observes `data.log_likelihood`, and return
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
-from numpyro.contrib.module import random_nnx_module
+from flax import nnx
 
 from mop_jax.distributions import PersonaMixture
 from mop_jax.models.data import MixtureData
-from mop_jax.models.gate import Gate, GateLogits
+from mop_jax.models.gates import GateFunction, GateModel, find_gate, uniform_gate_logits
 
 
 def mixture_of_personas(
     data: MixtureData,
     *,
+    gate: str | GateModel | type[nnx.Module] = "linear",
     gate_width: int = 8,
     prior_scale: float = 1.0,
     temperature: bool = True,
@@ -37,7 +34,7 @@ def mixture_of_personas(
 ) -> PersonaMixture:
     """The two-level contextual mixture with a temperature per persona (paper, section 3).
 
-        W_x, W_g, W_e ~ Normal(0, prior_scale²)                          sites gate.*_kernel
+        π(x), Ω(x) = gate(x; θ),  θ ~ the gate's prior                   sites gate.*
         μ ~ Normal(0, temperature_prior_scale²)                          site mean_log_temperature
         log τ_k ~ Normal(μ, temperature_spread²)                         site log_temperature
         y_i ~ PersonaMixture(π(x_i), Ω(x_i), τ), weighted by w_i         site response
@@ -48,8 +45,11 @@ def mixture_of_personas(
 
     Args:
         data: the population, N records with C scored components each.
-        gate_width: P, the dimension of the gate's inner products.
-        prior_scale: standard deviation s of the gate's weights; logits then have about s².
+        gate: how π and Ω depend on the context: "linear" (`linear_gate`), "bilinear" (the paper's,
+            `bilinear_gate`), or a gate of one's own (`mop_jax.models.gates`).
+        gate_width: features of each embedding that a linear gate sees; the dimension P of a
+            bilinear gate's inner products.
+        prior_scale: standard deviation of the gate's weights.
         temperature: whether τ is learned.
         temperature_prior_scale: prior standard deviation of the personas' mean log τ.
         temperature_spread: prior standard deviation of log τ between personas.
@@ -72,13 +72,19 @@ def mixture_of_personas(
                 "log_temperature", dist.Normal(mean, temperature_spread)
             )
 
-    gate: Callable[[MixtureData], GateLogits] = uniform_gate_logits
+    logits_of: GateFunction = uniform_gate_logits
     if not uniform_gate:
-        gate = random_gate(data, gate_width, prior_scale, exemplar_context, exemplars)
+        logits_of = find_gate(gate)(
+            data,
+            width=gate_width,
+            prior_scale=prior_scale,
+            exemplar_context=exemplar_context,
+            exemplars=exemplars,
+        )
 
     with numpyro.plate("record", data.num_records, subsample_size=subsample_size) as index:
         batch = data if subsample_size is None else data.take(index)
-        logits = gate(batch)
+        logits = logits_of(batch)
         mixture = distribution(
             logits.persona,
             logits.exemplar_record,
@@ -92,35 +98,3 @@ def mixture_of_personas(
         with numpyro.handlers.scale(scale=batch.weights):
             numpyro.sample("response", mixture, obs=batch.log_likelihood)
     return mixture
-
-
-def random_gate(
-    data: MixtureData,
-    width: int,
-    prior_scale: float | jax.Array,
-    exemplar_context: bool = True,
-    exemplars: bool = True,
-) -> Callable[[MixtureData], GateLogits]:
-    """A `Gate` whose weights are sample sites with independent Normal(0, prior_scale²) priors.
-
-    Returns:
-        A function from `MixtureData` to `GateLogits`.
-    """
-    module = Gate(data, width, exemplar_context=exemplar_context, exemplars=exemplars)
-
-    def name_dims(site: dict[str, Any]) -> dict[str, list[str]]:
-        kind = site["name"].removeprefix("gate.").removesuffix("_kernel")
-        return {"event_dims": [f"{kind}_feature", "gate_dimension"]}
-
-    with numpyro.handlers.infer_config(config_fn=name_dims):
-        return random_nnx_module("gate", module, dist.Normal(0.0, prior_scale), scope_divider=".")
-
-
-def uniform_gate_logits(data: MixtureData) -> GateLogits:
-    """The gate that prefers nothing: π and Ω uniform over what is allowed."""
-    dtype = data.log_likelihood.dtype
-    return GateLogits(
-        jnp.zeros((data.num_records, data.num_personas), dtype),
-        jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), dtype)),
-        jnp.zeros((data.num_personas, data.num_exemplars), dtype),
-    )

@@ -26,6 +26,20 @@ from pydantic import (
 from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION
 
+GuideName = Literal[
+    "AutoWhitenedNormal",
+    "AutoBNAFNormal",
+    "AutoDAIS",
+    "AutoDelta",
+    "AutoDiagonalNormal",
+    "AutoIAFNormal",
+    "AutoLaplaceApproximation",
+    "AutoLowRankMultivariateNormal",
+    "AutoMultivariateNormal",
+    "AutoNormal",
+]
+"""Names of `mop_jax.inference.guides.GUIDES`; written out, since reading them imports JAX."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -199,6 +213,7 @@ class TemperatureConfig(_Section):
 class ModelConfig(_Section):
     """Arguments of `mixture_of_personas`; those left out keep the model's defaults."""
 
+    gate: str = "linear"
     gate_width: int = Field(8, ge=1)
     prior_scale: float = Field(1.0, gt=0)
     temperature: bool = True
@@ -208,15 +223,25 @@ class ModelConfig(_Section):
     exemplars: bool = True
     uniform_gate: bool = False
 
+    @field_validator("gate")
+    @classmethod
+    def _gate_is_registered(cls, name: str) -> str:
+        if name != cls.model_fields["gate"].default:  # the registry imports JAX
+            from mop_jax.models.gates import GATES
+
+            if name not in GATES:
+                raise ValueError(f"there is no gate {name!r}; accepted are {', '.join(GATES)}")
+        return name
+
 
 class InferenceConfig(_Section):
-    """Arguments of `fit_svi` and `posterior_draws`."""
+    """Arguments of `fit_svi` and `posterior_draws`; without `num_steps`, until it has settled."""
 
-    guide: Literal["AutoNormal", "AutoDelta"] = "AutoNormal"
-    num_steps: int = Field(2000, ge=10)
-    learning_rate: float = Field(0.02, gt=0)
+    guide: GuideName = "AutoWhitenedNormal"
+    num_steps: int | None = Field(None, ge=10)
+    learning_rate: float = Field(0.01, gt=0)
     batch_size: int | None = Field(None, ge=1)
-    num_particles: int = Field(1, ge=1)
+    num_particles: int = Field(4, ge=1)
     num_draws: int = Field(200, ge=1)
 
 

@@ -26,7 +26,7 @@ def test_the_smallest_configuration_and_its_defaults():
     assert config.population.context == "x"
     assert config.candidates.method == "importance"
     assert config.language_model.dtype == config.language_model.mesh == "auto"
-    assert config.inference.guide == "AutoNormal"
+    assert config.inference.guide == "AutoWhitenedNormal"
     assert 1.0 in [1 / (m * config.temperatures.step) for m in config.temperatures.multiples]
     again = RunConfig.model_validate(config.model_dump(mode="json"))
     assert again == config

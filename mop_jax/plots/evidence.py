@@ -73,7 +73,9 @@ def held_out_comparison(
     if headline is not None and headline not in gain_names:
         raise DataError(f"`headline` is {headline!r}; accepted: {', '.join(gain_names)}.")
     about = best if headline is None else gain_names.index(headline)
-    name, gain = _spoken(gain_names[about]), f"{gains[about]:.2f} ± {gain_ses[about]:.2f} nats"
+    digits = _digits(gain_ses[about])
+    gain = f"{gains[about]:.{digits}f} ± {gain_ses[about]:.{digits}f} nats"
+    name = _spoken(gain_names[about])
     if better[about]:
         title = f"{name} gains {gain} per held-out record over the uniform mixture"
     elif headline is None:
@@ -99,7 +101,7 @@ def held_out_comparison(
     levels.set_yticks(places, [_spoken(name) for name in names])
     levels.set_ylim(len(names) - 0.5, -0.5)
     levels.set_xlabel("log-likelihood (nats per record)")
-    levels.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    levels.xaxis.set_major_locator(MaxNLocator(nbins=5 if np.abs(means).max() < 1000 else 3))
     if shared:
         gain_places = np.array([names.index(name) for name in gain_names])
     else:
@@ -127,10 +129,10 @@ def _gains(
     # Arrows stand in a margin of their own.
     left, right = ((gains[~near] < 0).any(), (gains[~near] > 0).any())
     axes.set_xlim(low - (0.06 + 0.1 * left) * span, high + (0.06 + 0.1 * right) * span)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5 if span > 0.01 else 3))
     for place, gain, se, is_better, is_near in zip(places, gains, ses, better, near):
         colour = BLUE if is_better else GREY
-        _at_right(axes, place, f"{signed(gain)} ± {se:.2f}", colour)
+        _at_right(axes, place, f"{signed(gain, _digits(se))} ± {se:.{_digits(se)}f}", colour)
         if is_near:
             axes.errorbar(
                 gain, place, xerr=2 * se, fmt="o", color=colour, markersize=5, elinewidth=1.4
@@ -152,6 +154,11 @@ def _at_right(axes: Axes, place: float, text: str, colour: str) -> None:
         fontsize=8,
         color=colour,
     )
+
+
+def _digits(se: float) -> int:
+    """Decimals that show a standard error, at least two: gains on closed answers are small."""
+    return 2 if se <= 0 else int(np.clip(-np.floor(np.log10(se)), 2, 6))
 
 
 def _spoken(name: str) -> str:

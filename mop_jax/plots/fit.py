@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,7 +95,9 @@ def elbo_trace(
         axes.plot(steps[part], raw[part], color=PALE, linewidth=0.6)
         axes.plot(steps[part], smooth[part], color=colour, linewidth=1.6)
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+        # Long labels would meet.
+        nbins: int | Literal["auto"] = "auto" if num_steps < 10_000 else 5
+        axes.xaxis.set_major_locator(MaxNLocator(nbins, steps=[1, 2, 2.5, 5, 10], integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axes.yaxis.set_major_formatter(_LossFormatter())
     whole.set_ylabel(drawable(f"negative ELBO ({unit})"))
@@ -152,15 +155,15 @@ def _thousands(value: float, digits: int | None = None) -> str:
 
 def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
     bounds = [len(raw) // 2, (3 * len(raw)) // 4, len(raw)]
-    names = ("third quarter", "last quarter")
-    quarters = [(a, b, name) for a, b, name in zip(bounds, bounds[1:], names) if b > a]
-    means = [float(raw[start:stop].mean()) for start, stop, _ in quarters]
-    for (start, stop, name), mean, label in zip(quarters, means, _told_apart(means)):
+    names, places = ("third quarter", "last quarter"), (0.27, 0.73)
+    quarters = [part for part in zip(bounds, bounds[1:], names, places) if part[1] > part[0]]
+    means = [float(raw[start:stop].mean()) for start, stop, *_ in quarters]
+    for (start, stop, name, place), mean, label in zip(quarters, means, _told_apart(means)):
         axes.plot([steps[start], steps[stop - 1]], [mean, mean], color=INK, linewidth=1.1)
         axes.annotate(
-            f"mean of the {name}\n{label}",
-            xy=((steps[start] + steps[stop - 1]) / 2, 0.985),
-            xycoords=("data", "axes fraction"),
+            f"{name}\nmean {label}",
+            xy=(place, 0.985),
+            xycoords="axes fraction",
             ha="center",
             va="top",
             color=INK,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -123,18 +124,18 @@ def drawable(text: str, weight: Weight = "normal") -> str:
     text = regex.sub(rf"(\p{{M}}{{{_MAX_MARKS}}})\p{{M}}+", r"\1", text)
     if text.isascii():
         return text
-    kana = bool(_SCRIPTS[1][1].search(text))
+    clusters = regex.findall(r"\X", text)
     pieces: list[str] = []
     pending, last = "", ""  # blanks behind a missing piece, and its name
-    for cluster in regex.findall(r"\X", text):
-        if all(_can_draw(character, weight) for character in cluster):
+    for cluster, name in zip(clusters, _missing(clusters, weight)):
+        if name is None:
             if last and cluster == " ":
                 pending += cluster
                 continue
             pieces += [pending, cluster]
             pending, last = "", ""
             continue
-        name = _name_of(cluster, kana) or last or "symbol"
+        name = name or last or "symbol"
         if name != last:
             pieces += [pending, f"[{name}]"]
             needs = _needs.get()
@@ -142,6 +143,29 @@ def drawable(text: str, weight: Weight = "normal") -> str:
                 needs.missing.add(name)
         pending, last = "", name
     return "".join([*pieces, pending]).strip()
+
+
+def _missing(clusters: list[str], weight: Weight) -> list[str | None]:
+    """What to call each character that cannot be drawn; None for the others.
+
+    Where more than a tenth of a script is missing, all of it is put into words: a Japanese font has
+    some characters of a Chinese sentence, which would be a riddle.
+    """
+    kana = any(_SCRIPTS[1][1].search(cluster) for cluster in clusters)
+    names = [_name_of(c, kana) if not c.isascii() else "" for c in clusters]
+    drawn = [all(_family_of(c, weight) is not None for c in cluster) for cluster in clusters]
+    num_all = Counter(names)
+    num_missing = Counter(name for name, fine in zip(names, drawn) if not fine)
+    given_up = {
+        name
+        for name, number in num_missing.items()
+        if name not in ("", "?", "emoji") and number > 0.1 * num_all[name]
+    }
+    missing = [name if not fine or name in given_up else None for name, fine in zip(names, drawn)]
+    for cluster, name in zip(clusters, missing):
+        if name is None:
+            _note_families(cluster, weight)
+    return missing
 
 
 def numbered(names: Sequence[str]) -> list[str]:
@@ -153,7 +177,7 @@ def numbered(names: Sequence[str]) -> list[str]:
 
 
 def _name_of(cluster: str, kana: bool) -> str:
-    """What to call a character that cannot be drawn; "" for marks that go with any script."""
+    """What to call a character if it cannot be drawn; "" for marks that go with any script."""
     for name, pattern in _SCRIPTS:
         if pattern.search(cluster):
             return "Japanese" if kana and name == "Han" else name
@@ -169,17 +193,19 @@ def _name_of(cluster: str, kana: bool) -> str:
 @functools.lru_cache(maxsize=65536)
 def _family_of(character: str, weight: Weight) -> str | None:
     """The first font that has `character`, None if none has."""
+    if character.isascii():
+        return MAIN_FONT
     return next((f for f in _families() if _has(f, character, weight)), None)
 
 
-def _can_draw(character: str, weight: Weight) -> bool:
-    if character.isascii():
-        return True
-    family = _family_of(character, weight)
+def _note_families(cluster: str, weight: Weight) -> None:
     needs = _needs.get()
-    if family not in (None, MAIN_FONT) and needs is not None and family not in needs.families:
-        needs.families.append(str(family))
-    return family is not None
+    if needs is None:
+        return
+    for character in cluster:
+        family = _family_of(character, weight)
+        if family is not None and family not in (MAIN_FONT, *needs.families):
+            needs.families.append(family)
 
 
 @functools.lru_cache(maxsize=1)

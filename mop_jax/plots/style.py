@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -71,6 +72,9 @@ STYLE: dict[Any, Any] = {
     "lines.solid_capstyle": "butt",
 }
 
+# A hyphen before a number, as Python writes negative ones; not one between words or numbers.
+_MINUS = regex.compile(r"(?<![^\s(\[])-(?=\.?\d)")
+
 P = ParamSpec("P")
 
 
@@ -93,7 +97,10 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
     @functools.wraps(plot)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with style(), collected_needs() as needs:
-            figure = plot(*args, **kwargs)
+            with warnings.catch_warnings():
+                # A layout within this first drawing may lack the fonts of the second.
+                warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+                figure = plot(*args, **kwargs)
             if needs.families:
                 mpl.rcParams["font.family"] = [MAIN_FONT, *needs.families]
                 figure = plot(*args, **kwargs)
@@ -128,6 +135,7 @@ def new_figure(title: str, subtitle: str, *, body_height: float, note: str = "")
         body_height: inches for the panels.
         note: a line of small print under the panels.
     """
+    title, subtitle, note = (_MINUS.sub("−", text) for text in (title, subtitle, note))
     title_lines = _balanced(drawable(title, "bold"), 84)
     parts = [drawable(part) for part in subtitle.splitlines()]
     subtitle_lines = [line for part in parts for line in _balanced(part, 130)]

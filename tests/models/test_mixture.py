@@ -33,7 +33,9 @@ def mixture_at(draw, data, **kwargs):
     return handlers.substitute(mixture_of_personas, draw)(data, **kwargs)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"exemplar_context": False, "temperature": False}])
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"gate": "bilinear", "exemplar_context": False, "temperature": False}]
+)
 def test_marginal_likelihood_equals_enumeration_of_the_explicit_program(make_data, kwargs):
     with jax.enable_x64(True):
         data = make_data(num_records=5, dtype=np.float64)
@@ -118,31 +120,51 @@ def test_a_planted_copy_changes_nothing_once_left_out(rt_table):
     assert log_prob_and_gradient(cheating)[0] > expected[0] + 50  # had it not been left out
 
 
-def test_each_ablation_removes_what_it_names_and_nothing_else(make_data):
+PERSONA_WEIGHTS = {"gate.persona_weight", "gate.persona_context_weight"}
+EXEMPLAR_WEIGHTS = {f"gate.exemplar{part}_weight" for part in ("", "_persona", "_context")}
+KERNELS = {f"gate.{name}_kernel" for name in ("context", "persona", "exemplar")}
+
+
+@pytest.mark.parametrize(
+    ("gate", "weights", "of_exemplars", "of_exemplars_before_contexts"),
+    [
+        (
+            "linear",
+            PERSONA_WEIGHTS | EXEMPLAR_WEIGHTS,
+            EXEMPLAR_WEIGHTS,
+            {"gate.exemplar_context_weight"},
+        ),
+        ("bilinear", KERNELS, {"gate.exemplar_kernel"}, set()),
+    ],
+    ids=["linear", "bilinear"],
+)
+def test_each_ablation_removes_what_it_names_and_nothing_else(
+    make_data, gate, weights, of_exemplars, of_exemplars_before_contexts
+):
     data = make_data(2)
-    kernels = {f"gate.{name}_kernel" for name in ("context", "persona", "exemplar")}
     temperatures = {"mean_log_temperature", "log_temperature"}
-    everything = draw_sites(mixture_of_personas, data)
-    assert set(everything) == kernels | temperatures
-    full = mixture_at(everything, data)
+    everything = draw_sites(mixture_of_personas, data, gate=gate)
+    assert set(everything) == weights | temperatures
+    full = mixture_at(everything, data, gate=gate)
 
     def ablated(**kwargs):
-        needed = draw_sites(mixture_of_personas, data, **kwargs)
-        return set(needed), mixture_at({k: everything[k] for k in needed}, data, **kwargs)
+        needed = draw_sites(mixture_of_personas, data, gate=gate, **kwargs)
+        draw = {k: everything[k] for k in needed}
+        return set(needed), mixture_at(draw, data, gate=gate, **kwargs)
 
     sites, mixture = ablated(temperature=False)
-    assert sites == kernels
+    assert sites == weights
     np.testing.assert_array_equal(mixture.temperature, 1.0)
     np.testing.assert_array_equal(mixture.mixing_log_probs, full.mixing_log_probs)
 
     sites, mixture = ablated(exemplar_context=False)
-    assert sites == kernels | temperatures
+    assert sites == (weights - of_exemplars_before_contexts) | temperatures
     np.testing.assert_array_equal(mixture.persona_logits, full.persona_logits)
     np.testing.assert_array_equal(mixture.exemplar_persona_logits, full.exemplar_persona_logits)
     assert (mixture.exemplar_record_logits == np.where(data.leave_out, -np.inf, 0)).all()
 
     sites, mixture = ablated(exemplars=False)
-    assert sites == (kernels - {"gate.exemplar_kernel"}) | temperatures
+    assert sites == (weights - of_exemplars) | temperatures
     np.testing.assert_array_equal(mixture.persona_logits, full.persona_logits)
     omega = np.exp(
         mixture.mixing_log_probs - mixture.mixing_distribution.persona_log_probs[..., None]

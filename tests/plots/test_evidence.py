@@ -200,3 +200,13 @@ CLOUD = np.random.default_rng(9).normal(size=(6, 3))
 def test_refusals_name_the_argument(call: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         call()
+
+
+def test_small_gains_are_written_with_the_digits_they_need() -> None:
+    figure = plots.held_out_comparison(
+        [("mop", -0.69, 0.01), ("zero", -0.8, 0.01)],
+        [("mop", 0.0031, 0.0004), ("zero", -0.5, 0.21)],
+        headline="mop",
+    )
+    assert "gains 0.0031 ± 0.0004 nats" in title(figure)
+    assert notes(panels(figure)[1]) == ["+0.0031 ± 0.0004", "−0.50 ± 0.21"]

@@ -133,6 +133,32 @@ def test_elbo_of_a_single_step() -> None:
     assert panels(figure)[0].get_ylim()[0] < 3 < panels(figure)[0].get_ylim()[1]
 
 
+@pytest.mark.parametrize(
+    "losses", [np.full(50, 1234.567), np.linspace(2e6, 2e6 + 1, 50), np.array([3.0, 2.0, 1.0])]
+)
+def test_ticks_of_losses_and_steps_differ(losses: np.ndarray) -> None:
+    figure = plots.elbo_trace(losses, converged=True, reason="Flat.")
+    for axes in panels(figure):
+        for axis, limits in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            ticks = axis.get_major_locator()()
+            labels = axis.get_major_formatter().format_ticks(ticks)
+            shown = [
+                (tick, label)
+                for tick, label in zip(ticks, labels)
+                if limits[0] <= tick <= limits[1]
+            ]
+            assert len({label for _, label in shown}) == len(shown) >= 2
+            for tick, label in shown:
+                written = float(label.replace(",", "").replace("−", "-"))
+                assert written == pytest.approx(tick, abs=0.01 * np.diff(ticks).min())
+
+
+def test_means_of_the_quarters_are_told_apart() -> None:
+    losses = np.repeat([9000.0, 5000.0, 1000.02, 1000.01], 10)
+    end = panels(plots.elbo_trace(losses, converged=True, reason="Flat."))[1]
+    assert notes(end) == ["third quarter\nmean 1,000.02", "last quarter\nmean 1,000.01"]
+
+
 # --- Persona weights ----------------------------------------------------------------------------
 
 

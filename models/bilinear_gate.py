@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 from flax import nnx
+from numpyro.contrib.module import random_nnx_module
 
 from mop_jax.models.data import MixtureData, product
-
-
-class GateLogits(NamedTuple):
-    """The gate's logits, in the additive form that `PersonaMixture` takes.
-
-    Attributes:
-        persona: log π up to a constant, [N, K].
-        exemplar_record: a_ij, the record's part of log Ω, [N, J]; −∞ at left-out exemplars.
-        exemplar_persona: b_kj, the persona's part of log Ω, [K, J].
-    """
-
-    persona: jax.Array
-    exemplar_record: jax.Array
-    exemplar_persona: jax.Array
+from mop_jax.models.gate_logits import GateLogits
 
 
 class Gate(nnx.Module):
@@ -80,6 +71,29 @@ class Gate(nnx.Module):
             exemplar_kernel,
             self.exemplar_context,
         )
+
+
+def bilinear_gate(
+    data: MixtureData,
+    *,
+    width: int,
+    prior_scale: float,
+    exemplar_context: bool = True,
+    exemplars: bool = True,
+) -> Callable[[MixtureData], GateLogits]:
+    """The paper's `Gate`, W_x, W_g, W_e ~ Normal(0, prior_scale²): sites `gate.*_kernel`.
+
+    Rotating the `width` dimensions of all three kernels at once changes no logit: read π and Ω of
+    such a fit, never its kernels, and use a guide that copes (`AutoNormal`, `AutoDelta`).
+    """
+    module = Gate(data, width, exemplar_context=exemplar_context, exemplars=exemplars)
+
+    def name_dims(site: dict[str, Any]) -> dict[str, list[str]]:
+        kind = site["name"].removeprefix("gate.").removesuffix("_kernel")
+        return {"event_dims": [f"{kind}_feature", "gate_dimension"]}
+
+    with numpyro.handlers.infer_config(config_fn=name_dims):
+        return random_nnx_module("gate", module, dist.Normal(0.0, prior_scale), scope_divider=".")
 
 
 # Jitted on its own so that a guide's eager first trace of a model stays short.

@@ -1,0 +1,272 @@
+"""Guides by name: families of approximate posteriors, and how they are started.
+
+Every automatic guide of NumPyro goes by its own name. The default, `AutoWhitenedNormal`, is made
+here: the full-covariance Gaussian, searched for in coordinates in which the posterior is already
+nearly standard normal.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+from numpyro.distributions.transforms import ComposeTransform, LowerCholeskyAffine
+from numpyro.infer import Trace_ELBO, TraceMeanField_ELBO, autoguide, init_to_sample
+from numpyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDelta,
+    AutoGuide,
+    AutoLaplaceApproximation,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from numpyro.infer.util import potential_energy
+
+from mop_jax.errors import DataError, FaultError
+from mop_jax.models.data import MixtureData
+
+_MODE_STEPS = 400
+_LOWEST_PRECISION = 1e-2  # of the largest: what a Hessian's eigenvalue counts at least
+
+
+class _PathwiseNormal(dist.MultivariateNormal):
+    """A Gaussian whose density hides its parameters from the gradient ("sticking the landing").
+
+    The score has expectation zero, and without it the ELBO's gradient is free of noise where the
+    guide equals the posterior (Roeder, Wu, Duvenaud 2017, arXiv 1703.09194).
+    """
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        loc, scale_tril = jax.lax.stop_gradient((self.loc, self.scale_tril))
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril).log_prob(value)
+
+
+class AutoWhitenedNormal(AutoMultivariateNormal):
+    """A full-covariance Gaussian in coordinates whitened by a Laplace approximation:
+
+        z = ẑ + L (m + T ε),   L Lᵀ = H⁻¹,   ε ~ Normal(0, I)
+
+    with ẑ the posterior's mode, H the Hessian of the negative log joint density there, and m and
+    the lower triangular T to be learned, from 0 and I. The family is that of
+    `AutoMultivariateNormal`; but one step of the optimiser means the same in every direction, and
+    the fit starts at the Laplace approximation instead of at a narrow ball around a draw from the
+    prior. Where the posterior is nearly Gaussian, a few hundred steps do.
+
+    `prepare_guide` finds ẑ and L before the first step; they are the same whenever key and data
+    are, so a fit that is resumed finds them again.
+    """
+
+    def __init__(self, model: Callable[..., Any], **kwargs: Any) -> None:
+        super().__init__(model, **kwargs)
+        self._whitening: LowerCholeskyAffine | None = None
+
+    def whiten(self, data: MixtureData, model_kwargs: Mapping[str, Any]) -> None:
+        """Finds the mode and the Hessian, from the start that the prototype drew."""
+        model, unpack = self.model, self._unpack_latent
+        # With the Hessian of all records there is nothing to subsample.
+        kwargs = {k: v for k, v in model_kwargs.items() if k != "subsample_size"}
+
+        def potential(latent: jax.Array, data: MixtureData) -> jax.Array:
+            return potential_energy(model, (data,), kwargs, unpack(latent))
+
+        mode, hessian = _mode_and_hessian(potential, self._init_latent, data)
+        if not (np.isfinite(mode).all() and np.isfinite(hessian).all()):
+            raise FaultError(
+                "The log joint density has no finite mode: the search ended at a value or second "
+                "derivative that is no finite number. A tighter prior usually helps."
+            )
+        precision, axes = np.linalg.eigh((hessian + hessian.T) / 2)
+        # At a saddle, or where nothing is known, the start is a guess that the fit corrects.
+        precision = np.maximum(precision, _LOWEST_PRECISION * precision.max())
+        scale_tril = np.linalg.cholesky((axes / precision) @ axes.T)
+        dtype = self._init_latent.dtype
+        self._whitening = LowerCholeskyAffine(
+            jnp.asarray(mode, dtype), jnp.asarray(scale_tril, dtype)
+        )
+
+    def _get_posterior(self) -> dist.Distribution:
+        loc = numpyro.param(f"{self.prefix}_loc", jnp.zeros_like(self._init_latent))
+        scale_tril = numpyro.param(
+            f"{self.prefix}_scale_tril",
+            jnp.identity(self.latent_dim, loc.dtype),
+            constraint=self.scale_tril_constraint,
+        )
+        normal = _PathwiseNormal(loc, scale_tril=scale_tril)
+        # Without `prepare_guide` there is nothing to whiten with.
+        return normal if self._whitening is None else _affine(normal, self._whitening)
+
+    def get_transform(self, params: dict[str, Any]) -> LowerCholeskyAffine:
+        """The affine map from ε to the unconstrained latent vector."""
+        learned = super().get_transform(params)
+        if self._whitening is None:
+            return learned
+        outer = self._whitening
+        return LowerCholeskyAffine(outer(learned.loc), outer.scale_tril @ learned.scale_tril)
+
+    def median(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The posterior median of every site."""
+        return self._unpack_and_constrain(self.get_transform(params).loc, params)
+
+
+def _affine(normal: dist.Distribution, transform: LowerCholeskyAffine) -> dist.Distribution:
+    return dist.TransformedDistribution(normal, ComposeTransform([transform]))
+
+
+def _mode_and_hessian(
+    potential: Callable[..., jax.Array], start: jax.Array, data: MixtureData
+) -> tuple[np.ndarray, np.ndarray]:
+    """The minimum of `potential(latent, data)` near `start`, and its second derivatives there."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.05, _MODE_STEPS, alpha=0.01))
+    gradient = jax.grad(potential)
+
+    @jax.jit
+    def run(start: jax.Array, data: MixtureData) -> tuple[jax.Array, jax.Array]:
+        def step(_: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+            latent, state = carry
+            updates, state = optimizer.update(gradient(latent, data), state)
+            return latent + updates, state
+
+        mode, _ = jax.lax.fori_loop(0, _MODE_STEPS, step, (start, optimizer.init(start)))
+
+        def column(direction: jax.Array) -> jax.Array:
+            return jax.jvp(lambda z: gradient(z, data), (mode,), (direction,))[1]
+
+        return mode, jax.lax.map(column, jnp.identity(mode.size, mode.dtype), batch_size=16)
+
+    mode, hessian = run(start, data)
+    return np.asarray(mode, np.float64), np.asarray(hessian, np.float64)
+
+
+def _by_name() -> dict[str, type[AutoGuide]]:
+    """NumPyro's guides that need nothing but a model."""
+    found: dict[str, type[AutoGuide]] = {}
+    for name, kind in vars(autoguide).items():
+        if not (inspect.isclass(kind) and issubclass(kind, AutoGuide)) or inspect.isabstract(kind):
+            continue
+        parameters = inspect.signature(kind).parameters.values()
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        # A list of guides is empty until its parts are added; batched guides need batches.
+        if needed == ["model"] and kind is not autoguide.AutoGuideList and "Batched" not in name:
+            found[name] = kind
+    return dict(sorted(found.items()))
+
+
+DEFAULT_GUIDE = "AutoWhitenedNormal"
+GUIDES: dict[str, type[AutoGuide]] = {DEFAULT_GUIDE: AutoWhitenedNormal, **_by_name()}
+"""Guides that `guide=` accepts by name."""
+
+
+def make_guide(
+    guide: str | type[AutoGuide] | AutoGuide, model: Callable[..., Any], **kwargs: Any
+) -> AutoGuide:
+    """A guide by name (a key of `GUIDES`), by class, or as it comes.
+
+    Guides by name or class start at a draw from the prior: all weights zero is a saddle point of a
+    bilinear gate, and NumPyro's default start, uniform on (−2, 2), is far outside the prior.
+
+    Raises:
+        DataError: if there is no guide of that name.
+    """
+    if isinstance(guide, str):
+        if guide not in GUIDES:
+            reason = "is unknown"
+            if guide in autoguide.__all__:
+                reason = "needs more than its name: make it and pass it as it is"
+            raise DataError(f"guide {guide!r} {reason}; by name: {', '.join(GUIDES)}.")
+        guide = GUIDES[guide]
+    if isinstance(guide, type):
+        return guide(model, init_loc_fn=init_to_sample, **kwargs)
+    return guide
+
+
+def make_loss(guide: AutoGuide, num_particles: int) -> Trace_ELBO | TraceMeanField_ELBO:
+    """The ELBO for a guide: analytic KL terms where guide and model share their sites.
+
+    Other guides draw all sites as one vector, of which the mean-field estimator knows nothing.
+    """
+    mean_field = isinstance(guide, AutoNormal | AutoDelta)
+    return (TraceMeanField_ELBO if mean_field else Trace_ELBO)(num_particles=num_particles)
+
+
+def prepare_guide(
+    guide: AutoGuide, rng_key: jax.Array, data: MixtureData, model_kwargs: Mapping[str, Any]
+) -> AutoGuide:
+    """Lets a guide see the model's sites, at a start drawn with `rng_key`, and returns it.
+
+    The guide would do so itself, by differentiating the whole model op by op to see that its start
+    has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
+    masked out it takes a few seconds, and the first step of the fit checks the loss anyway. A model
+    without latent sites gets a guide without any, whatever was asked for.
+    """
+    if guide.prototype_trace is not None:  # one that has been fitted before
+        return guide
+    model = guide.model
+    guide.model = numpyro.handlers.mask(model, mask=False)
+    try:
+        with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=rng_key):
+            guide._setup_prototype(data, **model_kwargs)
+    except RuntimeError as error:
+        if "no latent variables" not in str(error):
+            raise
+        return AutoDelta(model)
+    finally:
+        guide.model = model
+    if isinstance(guide, AutoContinuous):
+        # Annealed guides climb this density; it must not stay masked.
+        guide._potential_fn_gen = lambda *args, **kwargs: partial(
+            potential_energy, model, args, kwargs
+        )
+        guide._potential_fn = guide._potential_fn_gen(data, **model_kwargs)
+    if isinstance(guide, AutoWhitenedNormal):
+        guide.whiten(data, model_kwargs)
+    return guide
+
+
+def sample_guide(
+    guide: AutoGuide,
+    rng_key: jax.Array,
+    params: dict[str, Any],
+    data: MixtureData,
+    model_kwargs: Mapping[str, Any],
+    num_draws: int,
+) -> dict[str, Any]:
+    """`num_draws` independent draws of every site from a fitted guide.
+
+    Raises:
+        FaultError: if a Laplace approximation has no covariance, because the Hessian at its mode is
+            singular or not positive; its draws would all be equal.
+    """
+    if isinstance(guide, AutoLaplaceApproximation):
+        _refuse_singular(guide, params)
+    return guide.sample_posterior(
+        rng_key, params, data, sample_shape=(num_draws,), **dict(model_kwargs)
+    )
+
+
+def _refuse_singular(guide: AutoLaplaceApproximation, params: dict[str, Any]) -> None:
+    name = f"{guide.prefix}_loc"
+
+    def loss(latent: jax.Array) -> jax.Array:
+        return guide._loss_fn({**params, name: latent})
+
+    precision = np.asarray(jax.jit(partial(guide._hessian_fn, loss))(params[name]), np.float64)
+    eigenvalues = np.linalg.eigvalsh((precision + precision.T) / 2)
+    # Single precision leaves about 1e-6 of the largest where there should be zero.
+    flat = int((eigenvalues <= 1e-5 * eigenvalues.max()).sum())
+    if flat or not np.isfinite(eigenvalues).all():
+        raise FaultError(
+            f"The Hessian at the mode has {flat} of {eigenvalues.size} directions without "
+            "curvature, so AutoLaplaceApproximation has no covariance and would return equal "
+            "draws. A bilinear gate has such directions always (it can be rotated): use the linear "
+            "gate, or another guide; otherwise more steps may reach the mode."
+        )

@@ -1,0 +1,101 @@
+"""Gates by name: what a model's `gate` argument accepts, and the one that prefers nothing.
+
+A gate is a function of the population that declares its sample sites and returns the logits as a
+function of records:
+
+    def my_gate(data, *, width, prior_scale, exemplar_context, exemplars):
+        weight = numpyro.sample("gate.weight", …)
+        return lambda batch: GateLogits(persona, exemplar_record, exemplar_persona)
+
+Another one is a file beside this with such a function, and a line in `GATES`; it can also be passed
+to the model as it is. A Flax NNX module will do as well (`module_gate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from flax import nnx
+from numpyro.contrib.module import random_nnx_module
+
+from mop_jax.errors import DataError
+from mop_jax.models.bilinear_gate import bilinear_gate
+from mop_jax.models.data import MixtureData
+from mop_jax.models.gate_logits import GateLogits
+from mop_jax.models.linear_gate import linear_gate
+
+GateFunction = Callable[[MixtureData], GateLogits]
+"""The logits of the records of a `MixtureData`."""
+
+
+class GateModel(Protocol):
+    """What declares a gate's sample sites and returns its logits as a function of records."""
+
+    def __call__(
+        self,
+        data: MixtureData,
+        *,
+        width: int,
+        prior_scale: float,
+        exemplar_context: bool,
+        exemplars: bool,
+    ) -> GateFunction:
+        """The gate of the population `data`.
+
+        Args:
+            data: the population, all N records.
+            width: size of the gate (`gate_width` of the model).
+            prior_scale: width of the weights' prior.
+            exemplar_context: whether Ω sees the context.
+            exemplars: whether Ω is learned at all (uniform over allowed exemplars otherwise).
+        """
+        ...
+
+
+GATES: dict[str, GateModel] = {"linear": linear_gate, "bilinear": bilinear_gate}
+"""Gates that `gate=` accepts by name."""
+
+
+def find_gate(gate: str | GateModel | type[nnx.Module]) -> GateModel:
+    """A gate by name, as a function, or as the class of an NNX module.
+
+    Raises:
+        DataError: if there is no gate of that name.
+    """
+    if isinstance(gate, str):
+        if gate not in GATES:
+            raise DataError(
+                f"Unknown gate {gate!r}; accepted: {', '.join(GATES)}, a function, or the class "
+                "of an NNX module."
+            )
+        return GATES[gate]
+    return module_gate(gate) if isinstance(gate, type) and issubclass(gate, nnx.Module) else gate
+
+
+def module_gate(module: type[nnx.Module]) -> GateModel:
+    """The gate of an NNX module class: every `nnx.Param` gets a Normal(0, prior_scale²) prior.
+
+    The module is made as `module(data, width, exemplar_context=…, exemplars=…)` and called with the
+    records; its parameters become the sites `gate.*`.
+    """
+
+    def gate(data: MixtureData, *, width: int, prior_scale: float, **parts: bool) -> GateFunction:
+        make: Callable[..., nnx.Module] = module
+        made = make(data, width, **parts)
+        prior = dist.Normal(0.0, prior_scale)
+        return random_nnx_module("gate", made, prior, scope_divider=".")
+
+    return gate
+
+
+def uniform_gate_logits(data: MixtureData) -> GateLogits:
+    """The gate that prefers nothing: π and Ω uniform over what is allowed."""
+    dtype = data.log_likelihood.dtype
+    return GateLogits(
+        jnp.zeros((data.num_records, data.num_personas), dtype),
+        jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), dtype)),
+        jnp.zeros((data.num_personas, data.num_exemplars), dtype),
+    )

@@ -1,0 +1,84 @@
+"""The default gate: logits linear in their weights, so that the posterior identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+
+from mop_jax.models.data import MixtureData, product
+from mop_jax.models.gate_logits import GateLogits
+
+
+def linear_gate(
+    data: MixtureData,
+    *,
+    width: int,
+    prior_scale: float,
+    exemplar_context: bool = True,
+    exemplars: bool = True,
+) -> Callable[[MixtureData], GateLogits]:
+    """A multinomial logit over personas, and one over exemplars, with interactions:
+
+        log π_k  = ⟨f(g_k), a + U f(x)⟩                                    up to constants
+        log Ω_kj = ⟨f(e_j), b + M f(x) + C f(g_k)⟩
+        a, b, U, M, C ~ Normal(0, prior_scale²)
+
+    f keeps the `width` first principal features of the centred embeddings (`fit_feature_maps`), so
+    the number of weights does not grow with K and J. Centred features of K personas span at most
+    K − 1 directions, so there is no weight that shifts all logits alike; and none can be exchanged
+    for another, while the paper's gate (`bilinear_gate`), which writes U, M and C as products of
+    shared low-rank factors, can be rotated without the data noticing. The log-posterior is close to
+    a quadratic, which a Gaussian guide follows.
+
+    Sites: `gate.persona_weight` (a), `gate.persona_context_weight` (U), `gate.exemplar_weight` (b),
+    `gate.exemplar_context_weight` (M), `gate.exemplar_persona_weight` (C).
+    """
+
+    def block(*kinds: str) -> jax.Array:
+        """Weights on the features of one or two kinds, a sample site."""
+        sizes = [min(width, getattr(data.feature_maps, kind).basis.shape[1]) for kind in kinds]
+        return numpyro.sample(
+            f"gate.{'_'.join(kinds)}_weight",
+            dist.Normal(0.0, prior_scale).expand(sizes).to_event(len(sizes)),
+            infer={"event_dims": [f"{kind}_feature" for kind in kinds]},
+        )
+
+    weights = {
+        "persona": block("persona"),
+        "persona_context": block("persona", "context"),
+    }
+    if exemplars:
+        weights["exemplar"] = block("exemplar")
+        weights["exemplar_persona"] = block("exemplar", "persona")
+        if exemplar_context:
+            weights["exemplar_context"] = block("exemplar", "context")
+    return partial(_linear_logits, weights=weights, width=width)
+
+
+# Jitted on its own so that a guide's eager first trace of a model stays short.
+@partial(jax.jit, static_argnames="width")
+def _linear_logits(data: MixtureData, weights: dict[str, jax.Array], width: int) -> GateLogits:
+    maps = data.feature_maps
+    context = maps.context(data.context_embeddings)[:, :width]
+    persona = maps.persona(data.persona_embeddings)[:, :width]
+    exemplar = maps.exemplar(data.exemplar_embeddings)[:, :width]
+
+    def interaction(by: jax.Array, weight: jax.Array, features: jax.Array) -> jax.Array:
+        """⟨features, weight · by⟩ for every row of `by` and of `features`."""
+        return product(product(by, weight.T), features.T)
+
+    logits = product(persona, weights["persona"])
+    logits = logits + interaction(context, weights["persona_context"], persona)
+    record = jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), context.dtype))
+    between = jnp.zeros((data.num_personas, data.num_exemplars), context.dtype)
+    if "exemplar" in weights:
+        between = between + product(exemplar, weights["exemplar"])
+        between = between + interaction(persona, weights["exemplar_persona"], exemplar)
+    if "exemplar_context" in weights:
+        record = record + interaction(context, weights["exemplar_context"], exemplar)
+    return GateLogits(logits, record, between)
