@@ -120,8 +120,11 @@ class Inputs:
             digest = self._population_digest
         return {"digest": digest(), "files": seen}
 
-    def check_sizes(self) -> None:
+    def check_sizes(self, *, evaluated: bool) -> None:
         """Refuses numbers of personas, exemplars and candidates that the records do not allow.
+
+        Args:
+            evaluated: whether held-out records are to be evaluated, which takes two.
 
         Raises:
             DataError: names the field and what is accepted.
@@ -147,6 +150,9 @@ class Inputs:
             raise DataError(
                 f"{wanted} exemplars were asked for, but only {distinct} {aside}; {accepted}."
             )
+        self._check_own_exemplars(train)
+        if evaluated:
+            self._check_held_out(test)
         components = num_personas * wanted
         section = config.candidates
         if section.method == "renormalised" and section.num_candidates > components:
@@ -154,6 +160,37 @@ class Inputs:
                 f"{section.num_candidates} candidates were asked for, but there are only "
                 f"{num_personas} x {wanted} components; set candidates.num_candidates to at most "
                 f"{components}."
+            )
+
+    def _check_own_exemplars(self, train: Population) -> None:
+        """Every record needs an exemplar that is not itself, nor of its own group."""
+        by_group = self.config.split.by == "group"
+        leave_out = self.config.exemplars.leave_out or ("group" if by_group else "record")
+        if leave_out == "group" and train.groups is None:
+            raise DataError(
+                "exemplars.leave_out is group, which needs groups; name the column as "
+                "population.group."
+            )
+        if leave_out == "group" and len(set(train.groups or [])) < 2:
+            raise DataError(
+                "All records for training are of one group, and none may see an exemplar of its "
+                "own; more groups are needed, or exemplars.leave_out: record."
+            )
+        texts = zip(train.response_keys, train.text_keys, strict=True)
+        if len({response or text for response, text in texts}) < 2:
+            raise DataError(
+                "All records for training have the same response, and none may see itself as an "
+                "exemplar; other records are needed."
+            )
+
+    def _check_held_out(self, test: Population) -> None:
+        units, count = ("records", len(test))
+        if test.groups is not None:
+            units, count = "groups", len(set(test.groups))
+        if count < 2:
+            raise DataError(
+                f"A standard error needs at least 2 held-out {units}; there is {count}, so set "
+                "split.test_size to more."
             )
 
     def _read_population(self) -> Population:

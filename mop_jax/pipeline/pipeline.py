@@ -326,7 +326,8 @@ class Run:
                 known = self.folder.source(name)
                 self.folder.input(name, self.inputs.stamp(name, known, needed=bool(readers & due)))
         if any(step.name == "personas" for step in self._due(steps)):
-            self.inputs.check_sizes()
+            evaluated = any(step.name == "evaluate" for step in steps)
+            self.inputs.check_sizes(evaluated=evaluated)
 
     def is_due(self, steps: list[Step]) -> bool:
         """Whether any step is to be done."""

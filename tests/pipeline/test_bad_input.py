@@ -173,6 +173,20 @@ CASES: dict[str, tuple[Change, int, list[str]]] = {
     "missing personas": (
         lambda m, f: {"personas": {"path": str(f / "p.txt")}}, 2, ["p.txt", "not found"],
     ),
+    "one record held out": (
+        lambda m, f: {"split": {"by": "record", "test_size": 1}, "population": {"group": None}},
+        2, ["at least 2 held-out records", "split.test_size"],
+    ),
+    "one group to train with": (
+        lambda m, f: {"population": {"query": "film in ('Alien', 'Ran')"},
+                      "split": {"by": "group", "test_size": 4, "train_size": 4}},
+        2, ["of one group", "exemplars.leave_out: record"],
+    ),
+    "no groups to leave out": (
+        lambda m, f: {"split": {"by": "record"}, "exemplars": {"leave_out": "group"},
+                      "population": {"group": None}},
+        2, ["needs groups", "population.group"],
+    ),
     "one record to train with": (
         lambda m, f: {"split": {"by": "record", "test_size": 3, "train_size": 1},
                       "personas": {"num_personas": 1}, "exemplars": {"num_exemplars": 2}},
