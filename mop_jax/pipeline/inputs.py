@@ -137,18 +137,15 @@ class Inputs:
             from mop_jax.components.personas import read_personas
 
             num_personas = len(read_personas(resolve_path(config.personas.path)))
-        aside = f"distinct records are for training ({len(test)} more are held out)"
-        if num_personas > distinct:
+        asked = {"exemplars.num_exemplars": wanted, "personas.num_personas": num_personas}
+        over = {field: number for field, number in asked.items() if number > distinct}
+        if over:
+            what = " and ".join(f"{n} {field.rpartition('num_')[2]}" for field, n in over.items())
+            accepted = f"set {' and '.join(over)} to at most {distinct}"
             raise DataError(
-                f"{num_personas} personas were asked for, but only {distinct} {aside}; set "
-                f"personas.num_personas to at most {distinct}."
-            )
-        if wanted > distinct:
-            accepted = f"set exemplars.num_exemplars to at most {distinct}"
-            if distinct < 2:
-                accepted = "more records are needed"
-            raise DataError(
-                f"{wanted} exemplars were asked for, but only {distinct} {aside}; {accepted}."
+                f"{what} were asked for, but only {distinct} distinct records are for training "
+                f"({len(test)} more are held out); "
+                f"{accepted if distinct > 1 else 'more records are needed'}."
             )
         self._check_own_exemplars(train)
         if evaluated:

@@ -38,7 +38,7 @@ _FIRST_FORMAT = "mop-jax run 1"
 RENAMED = {"posterior.safetensors": "gate.safetensors"}
 # Fields that were not there when a run of the first format was made, where what was done then is
 # not what today's default does.
-_MEANT_BEFORE: dict[str, dict[str, Any]] = {}
+_MEANT_BEFORE: dict[str, dict[str, Any]] = {"model": {"gate": "bilinear"}}
 # Which parts of the configuration the steps of the first format read, besides those before them.
 _FIRST_SECTIONS = {
     "personas": ("seed", "population", "split", "language_model", "encoder", "personas",
@@ -141,10 +141,11 @@ def _with_new_fields(manifest: dict[str, Any]) -> dict[str, Any]:
 def _from_first_format(old: dict[str, Any]) -> dict[str, Any]:
     """A manifest of the first format in today's."""
     raw = old["configuration"]
-    filled = {
-        section: {**_MEANT_BEFORE[section], **content} if section in _MEANT_BEFORE else content
-        for section, content in raw.items()
-    }
+    filled = dict(raw)
+    for section, fields in _MEANT_BEFORE.items():
+        known = getattr(RunConfig.model_fields[section].annotation, "model_fields", {})
+        meant = {name: value for name, value in fields.items() if name in known}
+        filled[section] = {**meant, **raw[section]}
     config = RunConfig.model_validate(filled)
     prints: dict[str, str] = {}
     steps: dict[str, Any] = {}

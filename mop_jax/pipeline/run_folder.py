@@ -235,10 +235,12 @@ class RunFolder:
 
     def _another(self, name: str) -> DataError:
         entry = INPUTS[name]
+        now = entry.path(self.config)
+        what = "none is named now" if now is None else f"{now} holds something else now"
         return DataError(
-            f"The {entry.title} has changed since {self.path} was made "
-            f"({entry.path(self.config)} holds something else now); take it with --update, which "
-            "does anew only what it concerns and keeps scores, or choose another folder with --out."
+            f"The {entry.title} has changed since {self.path} was made ({what}); take it with "
+            "--update, which does anew only what it concerns and keeps scores, or choose another "
+            "folder with --out."
         )
 
     def source(self, name: str) -> Stamp | None:

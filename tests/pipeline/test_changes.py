@@ -78,6 +78,7 @@ def change_records(config: RunConfig) -> str:
 
 
 def change_language_model(config: RunConfig) -> str:
+    shutil.rmtree(config.language_model.path)
     write_language_model(Path(config.language_model.path), seed=9)
     return "language model has changed"
 
