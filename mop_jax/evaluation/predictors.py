@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from scipy.special import logsumexp
 
-from mop_jax.distributions import PersonaMixture
+# By its module: the names in a table of results must not need JAX.
+from mop_jax import inference
 from mop_jax.errors import DataError
-from mop_jax.inference import Posterior, posterior_predictive_log_prob, uniform_log_prob
-from mop_jax.models import MixtureData
-from mop_jax.population.population import Population
-from mop_jax.prompts import Prompt, PromptBuilder
+
+if TYPE_CHECKING:
+    from mop_jax.distributions import PersonaMixture
+    from mop_jax.inference import Posterior
+    from mop_jax.models import MixtureData
+    from mop_jax.population.population import Population
+    from mop_jax.prompts import Prompt, PromptBuilder
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Uniform:
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `uniform_log_prob`."""
-        return uniform_log_prob(held_out.data, distribution=held_out.distribution)
+        return inference.uniform_log_prob(held_out.data, distribution=held_out.distribution)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ class Fitted:
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `posterior_predictive_log_prob`."""
-        return posterior_predictive_log_prob(held_out.posteriors[self.name], held_out.data)
+        return inference.posterior_predictive_log_prob(
+            held_out.posteriors[self.name], held_out.data
+        )
 
 
 MAIN = "mop"

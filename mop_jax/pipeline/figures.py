@@ -21,7 +21,7 @@ from mop_jax.plots.style import save_figure
 def draw_figures(space: Workspace) -> None:
     """Draws figures/*.png from what the other steps wrote."""
     folder = space.path / "figures"
-    posterior = load_posterior(space.path / "gate.safetensors")
+    posterior = load_posterior(space.path / "posterior.safetensors")
     metrics = read_metrics(space.path)
     fit = metrics["fit"][MAIN]
     save_figure(

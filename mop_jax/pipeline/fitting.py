@@ -72,7 +72,7 @@ def _convergence(fitted: SVIFit) -> dict[str, Any]:
 def posterior_path(space: Workspace, name: str) -> Path:
     """Where the posterior of a fitted predictor is kept."""
     if name == MAIN:
-        return space.path / "gate.safetensors"
+        return space.path / "posterior.safetensors"
     return space.path / "ablations" / f"{name}.safetensors"
 
 

@@ -64,7 +64,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def results_table(path: Path, console: Console) -> None:
     """Prints the held-out results of a finished run, and where its artefacts are."""
     console.print(held_out_table(path))
-    for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "gate.safetensors", "figures"):
+    for name in (
+        "metrics.json",
+        "simulated.jsonl",
+        "posterior.nc",
+        "posterior.safetensors",
+        "figures",
+    ):
         console.print(f"  {path / name}", highlight=False, soft_wrap=True)
 
 

@@ -135,7 +135,7 @@ def test_likelihoods_are_those_of_whole_prompts(finished_run, workspace):
 
 
 def test_the_posterior_files_agree(finished_run):
-    posterior = load_posterior(finished_run / "gate.safetensors")
+    posterior = load_posterior(finished_run / "posterior.safetensors")
     assert posterior.num_draws == 8
     assert posterior.losses.shape == (60,)
     stored = arviz.from_netcdf(finished_run / "posterior.nc")
@@ -229,7 +229,7 @@ def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
     test = workspace.sides["test"].records
     personas = [p["text"] for p in read_json(finished_run / "personas.json")]
     pool = pd.read_parquet(finished_run / "exemplars.parquet")
-    posterior = load_posterior(finished_run / "gate.safetensors")
+    posterior = load_posterior(finished_run / "posterior.safetensors")
     gate = gate_at(posterior, workspace.sides["test"].context_embeddings)
     omega = np.asarray(gate.exemplar_log_probs())
     for row in rows:
@@ -271,7 +271,7 @@ def test_simulated_responses_again_by_hand(finished_run, workspace):
     components, side = workspace.components, workspace.sides["test"]
     recorder = Recorder(workspace.language_model)
     responses = simulate(
-        load_posterior(finished_run / "gate.safetensors"),
+        load_posterior(finished_run / "posterior.safetensors"),
         recorder,
         workspace.prompts,
         personas=components.persona_texts,

@@ -79,7 +79,7 @@ def test_ctrl_c_ends_in_one_sentence_and_the_run_goes_on(finished_run, materials
     assert err.splitlines()[-1] == sentence
     assert "Traceback" not in err
     assert out == ""
-    assert not (folder / "gate.safetensors").exists()
+    assert not (folder / "posterior.safetensors").exists()
     pipeline.score(materials.config(), folder)
     for name in (*BY_NAME["personas"].outputs, *BY_NAME["score"].outputs):
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
