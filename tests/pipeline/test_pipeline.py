@@ -48,7 +48,8 @@ def test_every_artefact_is_there_and_nothing_else(finished_run):
 def test_the_manifest_tells_how_the_run_was_made(finished_run, materials):
     manifest = read_json(finished_run / "manifest.json")
     assert manifest["configuration"] == materials.config().model_dump(mode="json")
-    assert set(manifest["sources"]) == {"population", "language model", "sentence encoder"}
+    inputs = {"population", "language model", "sentence encoder"}
+    assert set(manifest["sources"]) == inputs | {"prompt template", "personas file"}
     assert manifest["versions"]["jax"]
     assert list(manifest["steps"]) == [step.name for step in pipeline.STEPS]
     for step in manifest["steps"].values():
