@@ -1,6 +1,7 @@
 """Inference: fitting the gate, drawing from its posterior, predicting, exporting, simulating."""
 
 from mop_jax.inference.arviz_export import to_inference_data, write_netcdf
+from mop_jax.inference.guides import GUIDES, AutoWhitenedNormal
 from mop_jax.inference.nuts import fit_nuts
 from mop_jax.inference.posterior import (
     GateDraws,
@@ -34,6 +35,8 @@ from mop_jax.inference.svi import (
 )
 
 __all__ = [
+    "GUIDES",
+    "AutoWhitenedNormal",
     "ComponentDraws",
     "ConvergenceReport",
     "GateDraws",
