@@ -30,9 +30,10 @@ def fit_nuts(
 ) -> tuple[Posterior, MCMC]:
     """Samples the posterior of `model` with NUTS.
 
-    Components are identified by their fixed texts, so chains can be compared persona by persona;
-    the gate's own weights are identified only up to a rotation of its P dimensions, so judge
-    convergence by the gate (`gate_at`), temperatures and log-likelihoods, not by kernels.
+    Components are identified by their fixed texts, so chains can be compared persona by persona,
+    and the linear gate's weights one by one. A bilinear gate's kernels are identified only up to a
+    rotation of its P dimensions: judge its convergence by the gate (`gate_at`), temperatures and
+    log-likelihoods.
 
     Args:
         rng_key: decides everything.

@@ -22,9 +22,9 @@ def test_groups_dims_and_file(rt_posterior, rt_data, tmp_path):
     assert loaded.groups() == [*groups, "optimization"]
     assert loaded.posterior["log_temperature"].dims == ("chain", "draw", "persona")
     assert loaded.posterior["persona"].values.tolist() == names
-    kernel = loaded.posterior["gate.exemplar_kernel"]
-    assert kernel.dims == ("chain", "draw", "exemplar_feature", "gate_dimension")
-    np.testing.assert_array_equal(kernel[0], rt_posterior.samples["gate.exemplar_kernel"])
+    weight = loaded.posterior["gate.exemplar_context_weight"]
+    assert weight.dims == ("chain", "draw", "exemplar_feature", "context_feature")
+    np.testing.assert_array_equal(weight[0], rt_posterior.samples["gate.exemplar_context_weight"])
     assert loaded.log_likelihood["response"].dims == ("chain", "draw", "record")
     expected = np.asarray(log_likelihood_draws(rt_posterior, rt_data))
     np.testing.assert_array_equal(loaded.log_likelihood["response"][0], expected)

@@ -19,7 +19,7 @@ from mop_jax.inference import (
     save_posterior,
     uniform_log_prob,
 )
-from mop_jax.models import fit_feature_maps, mixture_of_personas
+from mop_jax.models import Gate, fit_feature_maps, mixture_of_personas
 
 
 def mixture_of(posterior, draw, data):
@@ -105,6 +105,24 @@ def test_a_saved_posterior_comes_back_bit_for_bit(rt_posterior, tmp_path):
     assert path.read_bytes() == again.read_bytes()
 
 
+def test_files_from_before_gates_had_names_hold_the_papers(rt_data, tmp_path):
+    draw = handlers.trace(handlers.seed(mixture_of_personas, 0)).get_trace(rt_data, gate="bilinear")
+    samples = {
+        name: np.asarray(site["value"])[None]
+        for name, site in draw.items()
+        if site["type"] == "sample" and not site["is_observed"]
+    }
+    named = make_posterior(samples, rt_data, model_kwargs={"gate": "bilinear", "gate_width": 8})
+    path = tmp_path / "old.safetensors"
+    save_posterior(path, named._replace(model_kwargs={"gate_width": 8}))
+    loaded = load_posterior(path)
+    assert loaded.model_kwargs == named.model_kwargs
+    np.testing.assert_array_equal(
+        posterior_predictive_log_prob(loaded, rt_data),
+        posterior_predictive_log_prob(named, rt_data),
+    )
+
+
 def test_unreadable_files_and_unknown_models_are_named(rt_posterior, tmp_path):
     with pytest.raises(FaultError, match=r"nothing\.safetensors is not a readable"):
         load_posterior(tmp_path / "nothing.safetensors")
@@ -124,6 +142,8 @@ def test_unreadable_files_and_unknown_models_are_named(rt_posterior, tmp_path):
     assert load_posterior(mine, model=my_model).model is my_model
     with pytest.raises(DataError, match="cannot be written as JSON"):
         save_posterior(mine, rt_posterior._replace(model_kwargs={"prior_scale": np.ones(2)}))
+    with pytest.raises(DataError, match=r"A gate of your own belongs"):
+        save_posterior(mine, rt_posterior._replace(model_kwargs={"gate": Gate}))
 
 
 def test_a_draw_that_lacks_a_site_is_an_error_never_a_prior_draw(rt_posterior, rt_data):
