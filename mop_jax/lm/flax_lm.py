@@ -42,6 +42,7 @@ from mop_jax.lm.tokenizer import (
 )
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids, end_of_turn
+from mop_jax.prompts.tokens import TextContinuation
 from mop_jax.resources import resolve_path
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -200,7 +201,9 @@ class FlaxLM:
         Args:
             prompts: texts or ids, n of them. A text gets the tokenizer's beginning-of-sequence
                 token where the tokenizer adds one and the text does not have it.
-            responses: texts or ids; nothing is added, so give the end-of-turn token if it counts.
+            responses: texts or ids; nothing is added, so give the end-of-turn token if it counts. A
+                text gets the ids that it has behind its prompt, where the tokenizer keeps the two
+                apart.
             temperature: of every token's distribution.
 
         Returns:
@@ -212,7 +215,8 @@ class FlaxLM:
         if len(prompts) != len(responses):
             raise DataError(f"There are {len(prompts)} prompts and {len(responses)} responses.")
         pairs = [
-            (self.prompt_ids(p), self._ids(r)) for p, r in zip(prompts, responses, strict=True)
+            (self.prompt_ids(p), self._response_ids(p, r))
+            for p, r in zip(prompts, responses, strict=True)
         ]
         for i, (prompt, response) in enumerate(pairs):
             self.check_length(len(prompt) + len(response), f"Pair {i}")
@@ -375,6 +379,17 @@ class FlaxLM:
         if not ids:
             raise DataError("A prompt needs at least one token; give a text or ids.")
         return ids
+
+    def _response_ids(self, prompt: str | TokenIds, response: str | TokenIds) -> tuple[int, ...]:
+        if not isinstance(response, str) or self.tokenizer is None:
+            return self._ids(response)
+        # On its own it would begin with a blank that some tokenizers put before a text.
+        behind = self._continuation.after(prompt, response) if isinstance(prompt, str) else None
+        return self._continuation.inside(response) if behind is None else behind
+
+    @cached_property
+    def _continuation(self) -> TextContinuation:
+        return TextContinuation(self.tokenizer)
 
     def check_length(self, num_tokens: int, what: str) -> None:
         """Refuses what does not fit into the context window."""
