@@ -1,16 +1,14 @@
 """Inference: fitting the gate, drawing from its posterior, predicting, exporting, simulating."""
 
 from mop_jax.inference.arviz_export import to_inference_data, write_netcdf
+from mop_jax.inference.files import load_posterior, save_posterior
 from mop_jax.inference.nuts import fit_nuts
 from mop_jax.inference.posterior import (
     GateDraws,
     Posterior,
     gate_at,
-    load_posterior,
     make_posterior,
     posterior_draws,
-    read_metadata,
-    save_posterior,
 )
 from mop_jax.inference.predictive import (
     log_likelihood_draws,
@@ -52,7 +50,6 @@ __all__ = [
     "persona_responsibilities",
     "posterior_draws",
     "posterior_predictive_log_prob",
-    "read_metadata",
     "responsibilities",
     "save_posterior",
     "simulate",
