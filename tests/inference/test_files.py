@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
@@ -102,11 +101,9 @@ def test_a_distribution_of_ones_own_is_known_by_its_code(posterior, tmp_path):
 
 def as_first_format(path, **changes):
     """Rewrites a file as mop_jax wrote it before models had an identity."""
-    with safe_open(path, framework="numpy") as file:
-        header = json.loads(file.metadata()["mop_jax"])
     first = {
         "format": "mop-jax posterior 1",
-        "model": header["model"]["name"],
+        "model": "mixture_of_personas",
         "model_kwargs": {**UNIFORM, "distribution": {"distribution": "PersonaMixture"}},
         "metadata": {},
         **changes,
