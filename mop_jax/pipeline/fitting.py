@@ -17,6 +17,7 @@ from mop_jax.evaluation.predictors import MAIN, fitted_predictors
 from mop_jax.inference import (
     Posterior,
     SVIFit,
+    checkpoints,
     default_optimizer,
     fit_svi,
     posterior_draws,
@@ -31,6 +32,8 @@ from mop_jax.pipeline.workspace import Workspace
 # Independent streams of random numbers, one for each use.
 # Far from small numbers: those are samples' own keys when responses are simulated.
 _FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
+# From there a fit that was killed goes on, and one that was finished before comes back.
+_CHECKPOINTS = ".fit"
 
 
 def fit_models(space: Workspace) -> None:
@@ -50,6 +53,7 @@ def fit_models(space: Workspace) -> None:
     inference_data = to_inference_data(
         posterior,
         data,
+        responses=space.sides["train"].records.responses,
         record_ids=space.sides["train"].records.ids,
         exemplar_ids=space.components.exemplars.ids,
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
@@ -61,6 +65,7 @@ def fit_models(space: Workspace) -> None:
         save_posterior(posterior_path(space, name), posterior_of(space, ablation))
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
+    checkpoints.remove(space.path / _CHECKPOINTS)
 
 
 def _convergence(fitted: SVIFit) -> dict[str, Any]:
@@ -92,6 +97,7 @@ def _fit_model(
         num_steps=section.num_steps,
         batch_size=section.batch_size,
         num_particles=section.num_particles,
+        checkpoint=space.path / _CHECKPOINTS,
     )
 
 
