@@ -31,7 +31,7 @@ LAYERS = (
     {"inference"},
     {"evaluation", "components", "plots"},
     {"config", "configs"},
-    {"pipeline"},
+    {"pipeline", "init_config"},
     {"cli"},
     {"__main__", ""},
 )  # fmt: skip

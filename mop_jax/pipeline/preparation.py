@@ -13,22 +13,38 @@ from mop_jax.components.personas import (
     synthesise_personas,
     write_personas,
 )
+from mop_jax.config import RunConfig
 from mop_jax.errors import DataError
 from mop_jax.pipeline.workspace import Workspace, write_arrays, write_parquet
+from mop_jax.population.population import Population
 from mop_jax.resources import resolve_path
+
+
+def check_sizes(config: RunConfig, train: Population, test: Population) -> None:
+    """Refuses sizes that the training records do not allow, before a model is loaded.
+
+    Raises:
+        DataError: if there are fewer distinct training records than exemplars or personas; names
+            every field that is too large.
+    """
+    distinct = len(set(train.text_keys))
+    wanted = {"exemplars.num_exemplars": config.exemplars.num_exemplars}
+    if config.personas.path is None:
+        wanted["personas.num_personas"] = config.personas.num_personas
+    over = {field: number for field, number in wanted.items() if number > distinct}
+    if over:
+        asked = " and ".join(f"{n} {f.rpartition('num_')[2]}" for f, n in over.items())
+        raise DataError(
+            f"{asked} were asked for, but only {distinct} distinct records are for training "
+            f"({len(test)} more are held out); set {' and '.join(over)} to at most {distinct}."
+        )
 
 
 def make_personas(space: Workspace) -> None:
     """Writes personas, exemplars, records of both sides and all embeddings."""
     config, seed = space.config, space.config.seed
     train, test = space.read_population()
-    distinct, wanted = len(set(train.text_keys)), config.exemplars.num_exemplars
-    if wanted > distinct:  # said now, not after personas are written
-        raise DataError(
-            f"{wanted} exemplars were asked for, but only {distinct} distinct records are for "
-            f"training ({len(test)} more are held out); set exemplars.num_exemplars to at most "
-            f"{distinct}."
-        )
+    check_sizes(config, train, test)
     vectors: dict[str, np.ndarray] = {}
     for side, records in (("train", train), ("test", test)):
         vectors[f"{side}_context"] = space.encoder.encode(records.contexts)
