@@ -159,8 +159,8 @@ def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> l
 def plan_chunks(lengths: Sequence[int], shapes: Sequence[ChunkShape]) -> Iterator[Chunk]:
     """Packs sequences into chunks, longest first, each filled up with the longest that still fit.
 
-    Mixed chunks are filled up evenly instead, with sequences of the mean length of what fits. Every
-    sequence is in exactly one chunk; which depends on the lengths and their order alone.
+    Mixed chunks are filled up evenly instead, with sequences of the mean length of what is left.
+    Every sequence is in exactly one chunk; which depends on the lengths and their order alone.
     """
     waiting: dict[int, deque[int]] = {}
     for i, length in enumerate(lengths):

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mop_jax import progress
 from mop_jax.config import RunConfig, load_config
 from mop_jax.errors import FaultError
 from mop_jax.pipeline.run_folder import RunFolder, fingerprint, read_manifest
@@ -154,6 +155,7 @@ def _run_until(
             )
             on_step(step.name, True)
             work = partial(resolve_name(step.work), space)
-            folder.perform(step.name, prints[step.name], step.outputs, work)
+            with progress.task(step.title):
+                folder.perform(step.name, prints[step.name], step.outputs, work)
             on_step(step.name, False)
     return folder.path

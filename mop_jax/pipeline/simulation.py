@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mop_jax import atomic, progress
+from mop_jax import atomic
 from mop_jax.inference import (
     SimulatedResponse,
     load_posterior,
@@ -22,19 +22,13 @@ def simulate_held_out(space: Workspace) -> None:
     header = json.dumps({"journal_of": space.folder.fingerprint_of("simulate")})
     done = _read_journal(journal, header)
     atomic.write_text(journal, "\n".join([header, *done.values()]) + "\n")
-    with (
-        progress.task("Simulating responses", total=section.num_samples) as advance,
-        atomic.disk_errors(journal),
-        open(journal, "a", encoding="utf-8") as handle,
-    ):
-        advance(len(done))
+    with atomic.disk_errors(journal), open(journal, "a", encoding="utf-8") as handle:
 
         def file(responses: list[SimulatedResponse]) -> None:
             for response in responses:
                 done[response.sample] = _simulated_row(space, side, response)
                 handle.write(done[response.sample] + "\n")
             handle.flush()
-            advance(len(responses))
 
         simulate(
             posterior,
