@@ -21,7 +21,7 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 # Lowest first. A module imports from its own layer and those below it. A new module needs a place.
 LAYERS = (
     {"errors"},
-    {"atomic", "resources", "progress", "segmentation", "distributions.temperature"},
+    {"atomic", "resources", "progress", "interruption", "segmentation", "distributions.temperature"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
      "components.proposals", "components.candidates"},
     {"lm"},
