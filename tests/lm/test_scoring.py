@@ -266,7 +266,7 @@ def test_compilations_are_few_and_not_repeated(make_tiny_lm, random_work):
     before = cache_sizes()
     first = score(lm, work, memory=100_000.0)
     suffixes, states, segments, placed = cache_sizes() - before
-    assert 1 <= suffixes <= 2
+    assert 1 <= suffixes <= 3
     assert states == 1
     assert 1 <= segments <= 3  # of several pools, each of three levels
     assert 1 <= placed <= 3
