@@ -16,6 +16,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from mop_jax import progress
 from mop_jax.config import FILES, RunConfig, load_config
 from mop_jax.errors import DataError
 from mop_jax.pipeline.inputs import INPUTS, Inputs
@@ -372,4 +373,5 @@ class Run:
 
     def _work(self, step: Step) -> None:
         space = self.space  # says that JAX is being loaded, which the step's module does too
-        resolve_name(step.work)(space)
+        with progress.task(step.title):
+            resolve_name(step.work)(space)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mop_jax import atomic, progress
+from mop_jax import atomic
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.inference import (
     SimulatedResponse,
@@ -71,19 +71,13 @@ def _simulate(
     header = json.dumps({"journal_of": fingerprint})
     done = _read_journal(journal, header)
     atomic.write_text(journal, "\n".join([header, *done.values()]) + "\n")
-    with (
-        progress.task("Simulating responses", total=num_samples) as advance,
-        atomic.disk_errors(journal),
-        open(journal, "a", encoding="utf-8") as handle,
-    ):
-        advance(len(done))
+    with atomic.disk_errors(journal), open(journal, "a", encoding="utf-8") as handle:
 
         def file(responses: list[SimulatedResponse]) -> None:
             for response in responses:
                 done[response.sample] = _simulated_row(space, records, response)
                 handle.write(done[response.sample] + "\n")
             handle.flush()
-            advance(len(responses))
 
         simulate(
             posterior,
