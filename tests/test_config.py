@@ -9,6 +9,7 @@ import yaml
 
 from mop_jax.config import RunConfig, load_config, parse_config, shipped_configs
 from mop_jax.errors import DataError
+from mop_jax.prompts import DEFAULT_DATE
 
 SMALL = {
     "population": {"path": "a.csv", "context": "x", "response": "y"},
@@ -33,6 +34,8 @@ def test_the_smallest_configuration_and_its_defaults():
 
 
 def test_how_chat_templates_are_rendered():
+    """A fixed day, so that prompts do not change from one to the next."""
+    assert parse({}).prompt.date == DEFAULT_DATE
     told = {"date": "2025-03-01", "template_arguments": {"enable_thinking": True, "n": 2}}
     config = parse({"prompt": told})
     assert config.model_dump(mode="json")["prompt"].items() >= told.items()
