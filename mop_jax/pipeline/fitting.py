@@ -25,7 +25,15 @@ from mop_jax.inference import (
     write_netcdf,
 )
 from mop_jax.models import MixtureData
-from mop_jax.pipeline.scoring import training_data
+from mop_jax.pipeline.scoring import (
+    Round,
+    RoundReport,
+    first_round,
+    next_round,
+    round_report,
+    training_data,
+    write_pairs,
+)
 from mop_jax.pipeline.workspace import Workspace
 
 # Independent streams of random numbers, one for each use.
@@ -36,11 +44,8 @@ _FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
 def fit_models(space: Workspace) -> None:
     """Writes the posteriors, their convergence, and the main one as ArviZ's InferenceData."""
     config = space.config
-    data = training_data(space)
-    main = _fit_model(space, data, _FIT, {})
-    for number in range(1, config.candidates.refresh + 1):
-        data = training_data(space, posterior_of(space, main), refresh=number)
-        main = _fit_model(space, data, _FIT, {})
+    known, main, rounds = _fit_in_rounds(space)
+    data = training_data(space, known)
     posterior = posterior_of(space, main)
     ablations = {
         entry.name: _fit_model(space, data, _ABLATION, entry.model_kwargs)
@@ -54,6 +59,7 @@ def fit_models(space: Workspace) -> None:
         exemplar_ids=space.components.exemplars.ids,
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
+    write_pairs(space, space.sides["train"], known, "train_refreshed.parquet")
     report = {MAIN: _convergence(main)}
     save_posterior(posterior_path(space, MAIN), posterior)
     for name, ablation in ablations.items():
@@ -61,6 +67,27 @@ def fit_models(space: Workspace) -> None:
         save_posterior(posterior_path(space, name), posterior_of(space, ablation))
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
+    atomic.write_json(space.path / "rounds.json", [made._asdict() for made in rounds])
+
+
+def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
+    """Fits, proposes from the fit, scores what is new and fits again, as the configuration says.
+
+    Rounds end when all components are scored, or when one is sure to have moved the bound by less
+    than `refresh_tolerance`.
+    """
+    section, unit_index = space.config.candidates, space.grid.unit_index
+    known = first_round(space)
+    main = _fit_model(space, training_data(space, known), _FIT, {})
+    rounds = [round_report(None, known, unit_index)]
+    for number in range(1, section.num_refreshes + 1):
+        if known.candidates.method == "full" or rounds[-1].settled(section.refresh_tolerance):
+            break
+        after = next_round(space, known, posterior_of(space, main), number)
+        rounds.append(round_report(known, after, unit_index))
+        known = after
+        main = _fit_model(space, training_data(space, known), _FIT, {})
+    return known, main, rounds
 
 
 def _convergence(fitted: SVIFit) -> dict[str, Any]:

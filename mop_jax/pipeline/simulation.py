@@ -46,7 +46,7 @@ def simulate_held_out(space: Workspace) -> None:
             context_embeddings=side.context_embeddings,
             num_samples=section.num_samples,
             seed=space.config.seed,
-            leave_out=space.components.leave_out(side.records),
+            leave_out=space.components.leave_out(side.records, held_out=True),
             top_p=section.top_p,
             top_k=section.top_k,
             min_p=section.min_p,

@@ -56,8 +56,10 @@ STEPS = (
             "gate.safetensors",
             "ablations/mop_no_temperature.safetensors",
             "ablations/uniform_gate_temperature.safetensors",
+            "likelihoods/train_refreshed.parquet",
             "posterior.nc",
             "fit.json",
+            "rounds.json",
         ),
     ),
     Step(

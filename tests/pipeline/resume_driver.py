@@ -97,6 +97,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "personas, last artefact": lambda: before_move("embeddings.safetensors"),
     "score, torn entry": lambda: at_append(2, torn=True),
     "score, journal in order": lambda: before_move("scores.bin"),
+    "fit, refreshed candidates": lambda: at_append(1),
     "fit, second model": lambda: at_fit_chunk(27),
     "evaluate, scoring": lambda: at_append(2),
     "evaluate, metrics": lambda: before_move("metrics.json"),
