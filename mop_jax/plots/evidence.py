@@ -123,17 +123,23 @@ def held_out_comparison(
         paired.set_ylim(len(gain_names) - 0.5, -0.5)
     text_rows(paired)
     _gains(paired, gain_places, gains, gain_ses, better, near)
-    shown = near & np.isin(gain_names, list(hidden or {}))
-    paired.scatter(
-        corrected[shown],
-        gain_places[shown],
-        s=42,
-        marker="D",
-        facecolors="none",
-        edgecolors=INK,
-        linewidths=0.9,
-        zorder=4,
-    )
+    if hidden:
+        shown = near & np.isin(gain_names, list(hidden))
+        low, high = paired.get_xlim()
+        margin = 0.06 * (high - low)
+        paired.scatter(
+            corrected[shown],
+            gain_places[shown],
+            s=42,
+            marker="D",
+            facecolors="none",
+            edgecolors=INK,
+            linewidths=0.9,
+            zorder=4,
+        )
+        paired.set_xlim(
+            min([low, *(corrected[shown] - margin)]), max([high, *(corrected[shown] + margin)])
+        )
     paired.set_xlabel("difference to uniform (nats per record)")
     return figure
 
