@@ -188,10 +188,10 @@ class CandidatesConfig(_Section):
     """Which components are scored for which training record (design: `full`, `importance`, …).
 
     `num_candidates` is what is scored for a record in all. `importance` candidates come in rounds:
-    a first one by similarity, then `refresh` more, each proposed by the gate fitted to those
-    before (one by default). Rounds end early when one tightens the bound by less than
-    `refresh_tolerance` nats per record (see `RoundReport`). `renormalised` candidates, of which
-    `num_candidates` are chosen anew in each round, have none by default.
+    a first one by similarity, a second by what that scored, and `refresh` more (one by default),
+    each proposed by the gate fitted to those before. These end early when one tightens the bound by
+    less than `refresh_tolerance` nats per record (see `RoundReport`). `renormalised` candidates, of
+    which `num_candidates` are chosen anew in each round, have none by default.
     """
 
     method: Literal["importance", "full", "renormalised"] = "importance"

@@ -210,8 +210,8 @@ def extended_candidates(
         record_keys: see `importance_candidates`.
 
     Raises:
-        DataError: if the set is of another method or has more than C distinct pairs, or on a
-            proposal that is no distribution.
+        DataError: if the set is of another method or its distinct pairs leave no draw for the rest,
+            or on a proposal that is no distribution.
     """
     source = as_proposal(proposal)
     num_records, num_personas, num_exemplars = source.shape
@@ -225,13 +225,14 @@ def extended_candidates(
         live = known.log_weight[row] > -np.inf
         code = known.persona_index[row].astype(np.int64) * num_exemplars + known.exemplar_index[row]
         old = np.unique(code[live])
-        if len(old) > num_candidates:
-            raise DataError(
-                f"{len(old)} pairs of record {row} are known already, more than the "
-                f"{num_candidates} candidates asked for."
-            )
         joint = (persona * exemplar).ravel()
         joint[old] = 0.0
+        # Without a single draw nothing would stand for what is not known.
+        if len(old) >= num_candidates and joint.any():
+            raise DataError(
+                f"{len(old)} pairs of record {row} are known already; accepted are more than as "
+                f"many candidates, not {num_candidates}."
+            )
         rng = _record_rng(seed, keys[row])
         new, inclusion = _without_replacement(
             joint, num_candidates - len(old), rng, num_personas, num_exemplars

@@ -28,8 +28,9 @@ from mop_jax.models import MixtureData
 from mop_jax.pipeline.scoring import (
     Round,
     RoundReport,
-    first_round,
-    next_round,
+    first_rounds,
+    refreshed_round,
+    round_plan,
     round_report,
     training_data,
     write_pairs,
@@ -73,17 +74,20 @@ def fit_models(space: Workspace) -> None:
 def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     """Fits, proposes from the fit, scores what is new and fits again, as the configuration says.
 
-    Rounds end when all components are scored, or when one is sure to have moved the bound by less
-    than `refresh_tolerance`.
+    Rounds end early when one is sure to have moved the bound by less than `refresh_tolerance`.
     """
-    section, unit_index = space.config.candidates, space.grid.unit_index
-    known = first_round(space)
+    tolerance, unit_index = space.config.candidates.refresh_tolerance, space.grid.unit_index
+    made = first_rounds(space)
+    rounds = [
+        round_report(before, after, unit_index)
+        for before, after in zip([None, *made], made, strict=False)
+    ]
+    known = made[-1]
     main = _fit_model(space, training_data(space, known), _FIT, {})
-    rounds = [round_report(None, known, unit_index)]
-    for number in range(1, section.num_refreshes + 1):
-        if known.candidates.method == "full" or rounds[-1].settled(section.refresh_tolerance):
+    for number, size in enumerate(round_plan(space).refreshed, start=1):
+        if rounds[-1].settled(tolerance):
             break
-        after = next_round(space, known, posterior_of(space, main), number)
+        after = refreshed_round(space, known, size, posterior_of(space, main), number)
         rounds.append(round_report(known, after, unit_index))
         known = after
         main = _fit_model(space, training_data(space, known), _FIT, {})

@@ -1,9 +1,9 @@
 """Rounds of scoring: log-likelihoods of records' candidate components.
 
-Components for the first round are proposed by similarity. Those of later rounds are proposed by a
-gate fitted to the rounds before and by what these scored (`Components.extend`), so that the pairs
-that carry the likelihood are found without scoring all. C is what is scored for a record in all
-rounds together.
+Components for the first round are proposed by similarity, those of the second by what the first
+scored, and those of further ones by a gate fitted to the rounds before, too (`Components.extend`):
+so the pairs that carry the likelihood are found without scoring all. C is what is scored for a
+record in all rounds together.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from mop_jax.likelihoods.scoring import ScoredCandidates
 from mop_jax.models import MixtureData
 from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 
+# Rounds of refreshed candidates have streams of random numbers of their own.
+REFRESHED = 4_000_007
+_SCORING = "Scoring training records"
+_REFRESHING = "Scoring refreshed candidates"
+
 
 class Round(NamedTuple):
     """Candidates and their scores after a round.
@@ -33,18 +38,43 @@ class Round(NamedTuple):
     scored: ScoredCandidates
 
 
-def round_sizes(num_candidates: int, refresh: int) -> list[int]:
+def round_sizes(num_candidates: int, num_rounds: int) -> list[int]:
     """Pairs scored for each record after each round: shares of one, and of two in the last.
 
-    The last round stands for all that stays unknown, so it is the largest.
+    The last round stands for all that stays unknown, so it is the largest. Rounds that would add
+    nothing are left out.
 
     Example:
-        >>> round_sizes(12, 0), round_sizes(12, 1), round_sizes(12, 2)
-        ([12], [4, 12], [3, 6, 12])
+        >>> round_sizes(12, 1), round_sizes(12, 2), round_sizes(12, 3), round_sizes(2, 3)
+        ([12], [4, 12], [3, 6, 12], [1, 2])
     """
-    shares = np.arange(1, refresh + 1) / (refresh + 2)
-    sizes = [max(1, int(num_candidates * share + 1e-9)) for share in shares]
-    return [*sizes, num_candidates]
+    sizes = [num_candidates * number // (num_rounds + 1) for number in range(1, num_rounds)]
+    return sorted({*sizes, num_candidates} - {0})
+
+
+class Plan(NamedTuple):
+    """Candidates of training records after each round.
+
+    Attributes:
+        scored: of the rounds before the first fit.
+        refreshed: of those that a fitted gate proposes.
+    """
+
+    scored: list[int]
+    refreshed: list[int]
+
+
+def round_plan(space: Workspace) -> Plan:
+    """How many rounds the configuration asks for, and how large they are."""
+    section = space.config.candidates
+    count, refreshes = section.num_candidates, section.num_refreshes
+    if section.method == "full" or count >= space.components.num_components:
+        return Plan([count], [])
+    if section.method == "renormalised":
+        return Plan([count], refreshes * [count])
+    sizes = round_sizes(count, 2 + refreshes)
+    before = max(1, len(sizes) - refreshes)
+    return Plan(sizes[:before], sizes[before:])
 
 
 def first_candidates(
@@ -109,40 +139,46 @@ def extended_round(
     return Round(chosen, space.score_candidates(side.records, chosen, description))
 
 
-def first_round(space: Workspace) -> Round:
-    """The training records' first round; writes likelihoods/train.parquet."""
-    section, side = space.config.candidates, space.sides["train"]
-    size = section.num_candidates
-    if section.method == "importance" and size < space.components.num_components:
-        size = round_sizes(size, section.num_refreshes)[0]
-    chosen = first_candidates(space, side, size)
-    known = Round(chosen, space.score_candidates(side.records, chosen, "Scoring training records"))
-    write_pairs(space, side, known, "train.parquet")
-    return known
-
-
-def next_round(space: Workspace, known: Round, posterior: Posterior, number: int) -> Round:
-    """The training records' round of this number, from 1, proposed by the gate of the last fit."""
-    section, side = space.config.candidates, space.sides["train"]
-    if section.method == "renormalised":
-        # The gate lives on its candidates alone: they are chosen anew, by the context only.
-        chosen = first_candidates(
-            space,
-            side,
-            section.num_candidates,
-            posterior=posterior,
-            seed_offset=SECOND_ROUND * number,
+def first_rounds(space: Workspace) -> list[Round]:
+    """The training records' rounds before any fit; writes likelihoods/train.parquet."""
+    side, (first, *others) = space.sides["train"], round_plan(space).scored
+    chosen = first_candidates(space, side, first)
+    rounds = [Round(chosen, space.score_candidates(side.records, chosen, _SCORING))]
+    for number, size in enumerate(others, start=1):
+        rounds.append(
+            extended_round(
+                space,
+                side,
+                rounds[-1],
+                size,
+                _SCORING,
+                posterior=None,
+                seed_offset=SECOND_ROUND * number,
+            )
         )
-        scored = space.score_candidates(side.records, chosen, "Scoring refreshed candidates")
-        return Round(chosen, scored)
+    write_pairs(space, side, rounds[-1], "train.parquet")
+    return rounds
+
+
+def refreshed_round(
+    space: Workspace, known: Round, size: int, posterior: Posterior, number: int
+) -> Round:
+    """A round of the training records that the gate of the last fit proposes.
+
+    Args:
+        space: the run.
+        known: the rounds before.
+        size: candidates of each record in all.
+        posterior: of the last fit.
+        number: of the round, from 1; decides its draws.
+    """
+    side, seed_offset = space.sides["train"], REFRESHED * number
+    if space.config.candidates.method == "renormalised":
+        # The gate lives on its candidates alone: they are chosen anew, by the context only.
+        chosen = first_candidates(space, side, size, posterior=posterior, seed_offset=seed_offset)
+        return Round(chosen, space.score_candidates(side.records, chosen, _REFRESHING))
     return extended_round(
-        space,
-        side,
-        known,
-        round_sizes(section.num_candidates, section.num_refreshes)[number],
-        "Scoring refreshed candidates",
-        posterior=posterior,
-        seed_offset=SECOND_ROUND * number,
+        space, side, known, size, _REFRESHING, posterior=posterior, seed_offset=seed_offset
     )
 
 
@@ -210,4 +246,4 @@ def write_pairs(space: Workspace, side: Split, known: Round, name: str) -> None:
 
 def score_training(space: Workspace) -> None:
     """Writes likelihoods/train.parquet."""
-    first_round(space)
+    first_rounds(space)

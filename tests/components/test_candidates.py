@@ -297,7 +297,7 @@ def test_what_cannot_be_extended_is_refused() -> None:
     table = random_table(3)
     with pytest.raises(DataError, match="only importance is"):
         extended_candidates(renormalised_candidates(table, 4, 0), table, 6, 1)
-    with pytest.raises(DataError, match="known already, more than the 2"):
+    with pytest.raises(DataError, match="known already; accepted are more"):
         extended_candidates(importance_candidates(table, 9, 0), table, 2, 1)
 
 

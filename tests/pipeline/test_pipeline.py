@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import evaluation, read_config
 from mop_jax.pipeline.run_folder import RunFolder, file_hash
 from mop_jax.pipeline.scoring import RoundReport, round_sizes
+from mop_jax.pipeline.simulation import simulate_held_out
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.prompts import DEFAULT_INSTRUCTION
 from tests.run_fixtures import contents, read_json, read_lines, records, unfinished_files
@@ -210,19 +212,19 @@ def test_the_uniform_mixture_by_brute_force(finished_run, workspace):
 
 
 def test_training_pairs_are_scored_in_rounds(finished_run):
-    """A first third by similarity, the rest where the first fit and its scores point."""
-    sizes = round_sizes(4, 1)
+    """One by similarity, one by what it scored, two where the first fit points: four in all."""
+    sizes = round_sizes(4, 3)
+    assert sizes == [1, 2, 4]
     tables = [
         pd.read_parquet(finished_run / "likelihoods" / f"{name}.parquet")
         for name in ("train", "train_refreshed")
     ]
     rounds = [RoundReport(**made) for made in read_json(finished_run / "rounds.json")]
-    for size, table, made in zip(sizes, tables, rounds, strict=True):
-        assert (table.groupby("record").size() <= size).all()
-        assert len(table) == made.pairs
-    assert len(tables[1]) == 24 * 4
+    assert [made.pairs for made in rounds] == [24 * size for size in sizes]
+    assert [len(table) for table in tables] == [24 * size for size in sizes[1:]]
+    assert [made.new for made in rounds] == [24 * size for size in np.diff([0, *sizes])]
     assert rounds[0].tightened is None
-    assert rounds[1].new == rounds[1].pairs - rounds[0].pairs
+    assert all(np.isfinite([made.tightened, made.standard_error]).all() for made in rounds[1:])
     first, last = (set(map(tuple, t[["record", "persona", "exemplar"]].values)) for t in tables)
     assert first < last
     # What the model was fitted to is the last round.
@@ -285,6 +287,19 @@ def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
         assert row["response_log_prob"] < 0
     assert len({row["text"] for row in rows}) > 10
     assert len({(row["persona"], row["exemplar"]) for row in rows}) > 3
+
+
+def test_what_held_out_people_answered_leaves_no_trace_in_what_is_simulated(copy_of_run):
+    """Not one byte changes where every one of them had given an exemplar's very own answer."""
+    before = (copy_of_run / "simulated.jsonl").read_bytes()
+    space = Workspace(RunFolder(copy_of_run, read_config(copy_of_run)))
+    side, pool = space.sides["test"], space.components.exemplars
+    answers = [pool.responses[i % len(pool)] for i in range(len(side.records))]
+    assert answers != side.records.responses
+    records = dataclasses.replace(side.records, responses=answers)
+    space.sides["test"] = side._replace(records=records)
+    simulate_held_out(space)
+    assert (copy_of_run / "simulated.jsonl").read_bytes() == before
 
 
 class Recorder:
