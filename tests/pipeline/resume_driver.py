@@ -62,11 +62,6 @@ def at_append(number: int, *, torn: bool = False) -> None:
 
 def at_fit_chunk(number: int) -> None:
     """Dies in the middle of a fit."""
-    at_progress("Fitting", number)
-
-
-def at_progress(title: str, number: int) -> None:
-    """Dies when tasks whose title begins like this have advanced so many times."""
     calls, task = itertools.count(1), progress.task
 
     @contextmanager
@@ -74,7 +69,7 @@ def at_progress(title: str, number: int) -> None:
         with task(description, total) as advance:
 
             def count(amount: int) -> None:
-                if description.startswith(title) and next(calls) == number:
+                if description.startswith("Fitting") and next(calls) == number:
                     die()
                 advance(amount)
 
@@ -102,7 +97,6 @@ POINTS: dict[str, Callable[[], None]] = {
     "personas, last artefact": lambda: before_move("embeddings.safetensors"),
     "score, torn entry": lambda: at_append(2, torn=True),
     "score, journal in order": lambda: before_move("scores.bin"),
-    "fit, refreshed candidates": lambda: at_progress("Scoring refreshed", 2),
     "fit, second model": lambda: at_fit_chunk(27),
     "evaluate, scoring": lambda: at_append(2),
     "evaluate, metrics": lambda: before_move("metrics.json"),
