@@ -29,7 +29,7 @@ def simulate_held_out(space: Workspace) -> None:
         num_samples=space.config.simulation.num_samples,
         output=space.path / "simulated.jsonl",
         fingerprint=space.folder.fingerprint_of("simulate"),
-        leave_out=space.components.leave_out(side.records),
+        leave_out=space.components.leave_out(side.records, held_out=True),
     )
 
 
