@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from mop_jax import progress
+from mop_jax import interruption, progress
 from mop_jax.errors import MopError
 from mop_jax.pipeline.steps import BY_NAME
 
@@ -56,13 +58,60 @@ MemoryOption = Annotated[
 ]
 
 
-@app.command()
-def demo(out: OutOption = None, update: UpdateOption = False, memory: MemoryOption = None) -> None:
+ContextsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--contexts",
+        help="New contexts: a text file with one on each line, or a table with the context columns "
+        "of the configuration. The held-out ones without it.",
+    ),
+]
+NumSamplesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--num-samples",
+        help="How many responses to the new contexts, which take turns; by default as many as the "
+        "configuration says, but at least one to each.",
+        min=1,
+    ),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", help="The JSON Lines file of the responses to new contexts, else in the folder."
+    ),
+]
+VersionOption = Annotated[
+    bool, typer.Option("--version", help="Says which version this is, and ends.", is_eager=True)
+]
+
+
+@app.callback(
+    invoke_without_command=True,
+    epilog="Example:  mop run config.yaml, or mop demo for one that is ready to run.",
+)
+def mop(context: typer.Context, version: VersionOption = False) -> None:
+    """Says its version where that is all that is asked for."""
+    if version:
+        Console().print(f"mop {metadata.version('mop-jax')}", highlight=False)
+    elif context.invoked_subcommand is None:
+        Console().print(context.get_help())
+    else:
+        return
+    raise typer.Exit
+
+
+@app.command(epilog="Example:  mop demo --out runs/demo")
+def demo(
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
     """Runs the whole job on real reviews with a real language model, in a few minutes."""
     _whole("demo", out, update, memory)
 
 
-@app.command()
+@app.command(epilog="Example:  mop run config.yaml --out runs/first")
 def run(
     config: ConfigArgument,
     out: OutOption = None,
@@ -73,7 +122,7 @@ def run(
     _whole(config, out, update, memory)
 
 
-@app.command()
+@app.command(epilog="Example:  mop personas config.yaml")
 def personas(
     config: ConfigArgument,
     out: OutOption = None,
@@ -84,7 +133,7 @@ def personas(
     _step("personas", config, out, update, memory)
 
 
-@app.command()
+@app.command(epilog="Example:  mop score config.yaml --memory 4")
 def score(
     config: ConfigArgument,
     out: OutOption = None,
@@ -95,7 +144,7 @@ def score(
     _step("score", config, out, update, memory)
 
 
-@app.command()
+@app.command(epilog="Example:  mop fit config.yaml --update")
 def fit(
     config: ConfigArgument,
     out: OutOption = None,
@@ -106,7 +155,7 @@ def fit(
     _step("fit", config, out, update, memory)
 
 
-@app.command()
+@app.command(epilog="Example:  mop evaluate config.yaml")
 def evaluate(
     config: ConfigArgument,
     out: OutOption = None,
@@ -117,26 +166,80 @@ def evaluate(
     _step("evaluate", config, out, update, memory, table=True)
 
 
-@app.command()
+@app.command(epilog="Example:  mop simulate config.yaml --contexts new.csv --num-samples 200")
 def simulate(
     config: ConfigArgument,
     out: OutOption = None,
     update: UpdateOption = False,
     memory: MemoryOption = None,
+    contexts: ContextsOption = None,
+    num_samples: NumSamplesOption = None,
+    output: OutputOption = None,
 ) -> None:
-    """Simulates responses to the held-out contexts."""
-    _step("simulate", config, out, update, memory)
+    """Simulates responses to the held-out contexts, or to new ones."""
+    if contexts is None and num_samples is None and output is None:
+        _step("simulate", config, out, update, memory)
+        return
+    options: dict[str, Any] = {"contexts": contexts, "num_samples": num_samples, "output": output}
+    _step("simulate", config, out, update, memory, **options)
+
+
+@app.command(epilog="Example:  mop figures runs/first")
+def figures(
+    config: ConfigArgument,
+    out: OutOption = None,
+    update: UpdateOption = False,
+    memory: MemoryOption = None,
+) -> None:
+    """Draws the figures of a run."""
+    _step("figures", config, out, update, memory)
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="The file with the records.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The configuration; DATA.yaml by default.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", help="A column of the context; may be given more than once."),
+    ] = None,
+    response: Annotated[
+        str | None, typer.Option("--response", help="The column of the responses.")
+    ] = None,
+) -> None:
+    """Looks at a file of records and writes a commented configuration for it.
+
+    Columns that are not named are asked for on a terminal, and guessed elsewhere.
+    Example: mop init survey.csv --response answer
+    """
+    with _one_sentence():
+        from mop_jax.init_config import write_config
+
+        path = write_config(
+            data, out, context=context or (), response=response, ask=_ask_for_columns()
+        )
+        Console().print(f"{path} is written; read it, then: mop run {path}", soft_wrap=True)
+
+
+def _ask_for_columns() -> Callable[[str, str], str] | None:
+    """How a column is asked for: on a terminal only."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return lambda what, guess: str(typer.prompt(what, default=guess, err=True))
 
 
 def _whole(config: str, out: Path | None, update: bool, memory: float | None) -> None:
     with _one_sentence():
         from mop_jax import pipeline
-        from mop_jax.pipeline.summary import results_table
 
         _prepare()
         path = pipeline.run(
             config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True))
         )
+        from mop_jax.pipeline.summary import results_table
+
         results_table(path, Console())
 
 
@@ -148,15 +251,18 @@ def _step(
     memory: float | None,
     *,
     table: bool = False,
+    **options: Any,
 ) -> None:
     with _one_sentence():
         from mop_jax import pipeline
-        from mop_jax.pipeline.summary import held_out_table
 
         _prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
-        path = step(config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True)))
+        steps = _Steps(Console(stderr=True))
+        path = step(config, out, update=update, memory=memory, on_step=steps, **options)
         if table:
+            from mop_jax.pipeline.summary import held_out_table
+
             Console().print(held_out_table(path))
         Console().print(f"{BY_NAME[name].title}: done in {path}", soft_wrap=True)
 
@@ -168,16 +274,44 @@ def _one_sentence() -> Iterator[None]:
     1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
     """
     try:
-        with progress.on_by_default():
+        with interruption.orderly(), progress.on_by_default(), _notes_on_stderr():
             yield
     except MopError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
-        _fail("Interrupted; finished work is kept, the same command goes on from here.", 130)
+        interruption.end_if_watched()
+        _fail(interruption.SENTENCE, interruption.STATUS)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail("The disk is full; free some space and run the same command again.", 1)
+
+
+@contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    """Shows what the package notes (its `logging` records), one line each."""
+    logger, handler = logging.getLogger("mop_jax"), _Notes(logging.INFO)
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Notes(logging.Handler):
+    """Writes records as lines on standard error; warnings say that they are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one."""
+        text = " ".join(record.getMessage().split())
+        mark = "note: " if record.levelno >= logging.WARNING else "  "
+        console = Console(stderr=True, soft_wrap=True)
+        console.print(f"{mark}{text}", markup=False, highlight=False)
 
 
 class _Steps:
@@ -198,11 +332,17 @@ class _Steps:
 
 def _prepare() -> None:
     """What only the command line sets: the compilation cache and quiet libraries."""
-    import jax
-
-    folder = os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder) / "mop-jax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    folder = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
+    settings = {
+        "jax_compilation_cache_dir": str(folder / "mop-jax" / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+    }
+    jax = sys.modules.get("jax")
+    for name, value in settings.items():
+        # JAX reads them when it is imported, which takes long: only where there is work to do.
+        os.environ[name.upper()] = str(value)
+        if jax is not None:
+            jax.config.update(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 

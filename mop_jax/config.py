@@ -6,25 +6,27 @@ Unknown fields are refused by name, so that a misspelt setting cannot be passed 
 from __future__ import annotations
 
 import datetime
-from difflib import get_close_matches
+import logging
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION
+from mop_jax.resources import is_local
+from mop_jax.validation import explain, place_of
+from mop_jax.yaml_reader import YamlText
+
+_LOG = logging.getLogger(__name__)
 
 GuideName = Literal[
     "AutoWhitenedNormal",
@@ -42,32 +44,11 @@ GuideName = Literal[
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    added: ClassVar[tuple[str, ...]] = ()
-    """Settings that the first runs did not know."""
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves settings out that do nothing, so that runs made before they were there go on."""
-        values: dict[str, Any] = serialise(self)
-        fields = type(self).model_fields
-        idle = {n for n in self.added if n in values and getattr(self, n) == fields[n].default}
-        return {name: value for name, value in values.items() if name not in idle}
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class PopulationConfig(_Section):
     """Where the records are and which columns mean what; see `Population.from_file`."""
-
-    added: ClassVar[tuple[str, ...]] = (
-        "separator",
-        "encoding",
-        "quoting",
-        "skip_rows",
-        "header_row",
-        "sheet",
-        "value_labels",
-    )
 
     path: str
     context: str | list[str]
@@ -158,8 +139,6 @@ class PromptConfig(_Section):
     personas too.
     """
 
-    added: ClassVar[tuple[str, ...]] = ("date", "template_arguments")
-
     form: Literal["auto", "chat", "plain", "custom"] = "auto"
     instruction: str = DEFAULT_INSTRUCTION
     component: str | None = None
@@ -185,13 +164,26 @@ class PromptConfig(_Section):
 
 
 class CandidatesConfig(_Section):
-    """Which components are scored for which record (design: `full`, `importance`, …)."""
+    """Which components are scored for which training record (design: `full`, `importance`, …).
+
+    `num_candidates` is what is scored for a record in all. `importance` candidates come in rounds:
+    a first one by similarity, a second by what that scored, and `refresh` more (one by default),
+    each proposed by the gate fitted to those before. These end early when one tightens the bound by
+    less than `refresh_tolerance` nats per record (see `RoundReport`). `renormalised` candidates, of
+    which `num_candidates` are chosen anew in each round, have none by default.
+    """
 
     method: Literal["importance", "full", "renormalised"] = "importance"
     num_candidates: int = Field(32, ge=1)
     uniform_share: float = Field(0.5, gt=0, le=1)
     similarity_temperature: float = Field(0.2, gt=0)
-    refresh: int = Field(0, ge=0)
+    refresh: int | None = Field(None, ge=0)
+    refresh_tolerance: float = Field(0.02, ge=0)
+
+    @property
+    def num_refreshes(self) -> int:
+        """How many rounds may follow the first."""
+        return int(self.method == "importance") if self.refresh is None else self.refresh
 
 
 class TemperatureConfig(_Section):
@@ -246,9 +238,13 @@ class InferenceConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Held-out evaluation; the candidates are doubled once, to check that they are enough."""
+    """Held-out evaluation, with `num_candidates` components scored for each record in all.
 
-    num_candidates: int = Field(32, ge=2)
+    The first half is proposed by the fitted gate and by similarity, the second by what the first
+    scored too; how far the second moves the result says whether they are enough.
+    """
+
+    num_candidates: int = Field(64, ge=2)
 
 
 class SimulationConfig(_Section):
@@ -262,9 +258,9 @@ class SimulationConfig(_Section):
 
 
 class RunConfig(_Section):
-    """A whole run."""
+    """A whole run; one read from a file is named after it unless it says its name."""
 
-    name: str = "run"
+    name: str = Field("run", min_length=1)
     seed: int = Field(0, ge=0)
     population: PopulationConfig
     split: SplitConfig = SplitConfig()
@@ -287,20 +283,34 @@ def shipped_configs() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
 
 
+# Where a configuration names files; what counts is their contents, wherever they lie.
+FILES = (
+    ("population", "path"),
+    ("personas", "path"),
+    ("language_model", "path"),
+    ("encoder", "path"),
+)
+
+
 def load_config(source: str | Path) -> RunConfig:
     """Reads a configuration file, or a shipped configuration by name (`demo`, `rotten_tomatoes`).
 
+    Paths in a file are counted from its folder, and a run without a name is called as its file is.
+
     Raises:
         DataError: if there is no such file, it is no YAML, or a field is missing, unknown or
-            wrong; names the field.
+            wrong; names the field and its line.
     """
     text = str(source)
     if text in shipped_configs():
         content = (resources.files("mop_jax.configs") / f"{text}.yaml").read_text("utf-8")
-        return parse_config(content, f"{text}.yaml")
+        config = parse_config(content, f"{text}.yaml")
+        # What a shipped configuration says is as much a default as the fields' own.
+        config.__pydantic_fields_set__.clear()
+        return config
     path = Path(text)
     try:
-        return parse_config(path.read_text(encoding="utf-8"), text)
+        content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise DataError(
             f"{text} was not found; give a YAML file or a shipped configuration "
@@ -313,37 +323,61 @@ def load_config(source: str | Path) -> RunConfig:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{text} could not be read as UTF-8 text: {error}.") from error
+    return _counted_from(path, parse_config(content, text))
 
 
 def parse_config(content: str, where: str) -> RunConfig:
     """Turns YAML text into a configuration; see `load_config` for errors."""
-    try:
-        values: Any = yaml.safe_load(content)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{where} is not valid YAML: {reason}") from error
-    if not isinstance(values, dict):
+    text = YamlText(content, where)
+    if not isinstance(text.values, dict):
         raise DataError(f"{where} must hold named sections such as population and language_model.")
     try:
-        return RunConfig.model_validate(values)
+        return RunConfig.model_validate(text.values)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
+        place = place_of(first, RunConfig)
+        field = ".".join(map(str, place)) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        reason = first["msg"].removeprefix("Value error, ").rstrip(".")
-        if first["type"] == "extra_forbidden":
-            reason = _unknown_field(first["loc"])
-        raise DataError(f"{where}: {field}: {reason}{more}.") from error
+        line = text.line_of(place)
+        at = "" if line is None else f", line {line}"
+        reason = explain(first, RunConfig)
+        raise DataError(f"{where}: {field}: {reason}{at}{more}.") from error
 
 
-def _unknown_field(place: tuple[int | str, ...]) -> str:
-    """What is accepted where the field at `place` was given."""
-    model: Any = RunConfig
-    for part in place[:-1]:
-        known = getattr(model, "model_fields", {}).get(part)
-        model = known.annotation if known else None
-    accepted = list(getattr(model, "model_fields", {}))
-    near = get_close_matches(str(place[-1]), accepted, 1)
-    if near:
-        return f"this is no field; the nearest is {near[0]}"
-    return "this is no field" + (f"; accepted are {', '.join(accepted)}" if accepted else "")
+def _counted_from(file: Path, config: RunConfig) -> RunConfig:
+    """The configuration with its paths counted from its file's folder, as absolute ones."""
+    changes: dict[str, object] = {}
+    for section, field in FILES:
+        given = getattr(getattr(config, section), field)
+        # A model that lies nowhere here is a hub id; records and personas are always files.
+        found = None if given is None else _local_file(file, section, given)
+        if found is not None:
+            changes[section] = getattr(config, section).model_copy(update={field: found})
+    if "name" not in config.model_fields_set and file.stem:
+        changes["name"] = file.stem
+    given_fields = set(config.model_fields_set)
+    changed = config.model_copy(update=changes)
+    # A name that nobody gave stays one that may be passed over.
+    changed.__pydantic_fields_set__.clear()
+    changed.__pydantic_fields_set__.update(given_fields)
+    return changed
+
+
+def _local_file(file: Path, section: str, given: str) -> str | None:
+    path = Path(given).expanduser()
+    if not is_local(given) or path.is_absolute():
+        return str(path) if given.startswith("~") else None
+    beside = file.parent / path
+    if beside.exists():
+        return str(beside.resolve())
+    if path.exists():
+        _LOG.warning(
+            "%s: %s.path %s was not found beside the file, from which paths are counted; taken is "
+            "%s, where you stand.",
+            file,
+            section,
+            given,
+            path.resolve(),
+        )
+        return str(path.resolve())
+    return str(beside.absolute()) if section in ("population", "personas") else None

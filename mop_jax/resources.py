@@ -16,37 +16,42 @@ PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Names of files are no hub ids: a mistyped `data/reviews.csv` is looked for here only.
 _FILES = re.compile(
-    r".*\.(gguf|safetensors|csv|tsv|tab|jsonl?|ndjson|parquet|txt|ya?ml|bz2|gz|xz|zip)",
+    r".*\.(gguf|safetensors|csv|tsv|tab|txt|dat|jsonl?|ndjson|parquet|pq|xlsx?|xlsm"
+    r"|dta|z?sav|por|sas7bdat|xpt|ya?ml|bz2|gz|xz|zip)",
     re.IGNORECASE,
 )
 
 
-def resolve_path(spec: str | Path, *, relative_to: Path | None = None) -> Path:
+def resolve_path(spec: str | Path, *, fetch: bool = True) -> Path:
     """Turns a specification into an existing local path.
 
     Args:
         spec: `package:NAME/rest`, a local file or folder, or a hub id `owner/name` (downloaded, or
             taken from the local hub cache, with `huggingface_hub`).
-        relative_to: folder that relative local paths are looked up in before the working folder.
+        fetch: whether a hub id that is not in the local cache may be downloaded.
 
     Raises:
         DataError: if nothing is there; the message names what was looked for.
         FaultError: if a hub id cannot be downloaded.
+        LookupError: if a hub id is not in the local cache and may not be downloaded.
     """
     text = str(spec)
     if text.startswith(PACKAGE_PREFIX):
         return _package_path(text)
     path = Path(text).expanduser()
-    if relative_to is not None and not path.is_absolute() and (relative_to / path).exists():
-        return (relative_to / path).resolve()
     if path.exists():
         return path.resolve()
     if _HUB_ID.fullmatch(text) and not _FILES.fullmatch(text):
-        return _hub_snapshot(text)
+        return _hub_snapshot(text, fetch)
     raise DataError(
         f"{text} was not found; give an existing file or folder, a hub id such as owner/name, "
         "or package:NAME/path for a file inside an installed package."
     )
+
+
+def is_local(spec: str) -> bool:
+    """Whether a specification may name a local file or folder."""
+    return not spec.startswith(PACKAGE_PREFIX)
 
 
 def _package_path(text: str) -> Path:
@@ -67,7 +72,7 @@ def _package_path(text: str) -> Path:
     return path
 
 
-def _hub_snapshot(repo_id: str) -> Path:
+def _hub_snapshot(repo_id: str, fetch: bool) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -77,8 +82,10 @@ def _hub_snapshot(repo_id: str) -> Path:
         ) from error
     patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     try:
-        return Path(snapshot_download(repo_id, allow_patterns=patterns))
+        return Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=not fetch))
     except Exception as error:  # the hub client raises many unrelated kinds
+        if not fetch:
+            raise LookupError(repo_id) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FaultError(
             f"{repo_id} is no local path and could not be loaded from the hub ({reason}); "

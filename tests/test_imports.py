@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -21,7 +22,8 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 # Lowest first. A module imports from its own layer and those below it. A new module needs a place.
 LAYERS = (
     {"errors"},
-    {"atomic", "resources", "progress", "segmentation", "distributions.temperature"},
+    {"atomic", "resources", "progress", "interruption", "segmentation", "distributions.temperature",
+     "validation", "yaml_reader"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
      "components.proposals", "components.candidates"},
     {"lm"},
@@ -31,7 +33,7 @@ LAYERS = (
     {"inference"},
     {"evaluation", "components", "plots"},
     {"config", "configs"},
-    {"pipeline"},
+    {"pipeline", "init_config"},
     {"cli"},
     {"__main__", ""},
 )  # fmt: skip
@@ -154,6 +156,7 @@ def settings():
 
 before, filters = settings(), list(warnings.filters)
 import mop_jax
+assert "numpyro" in sys.modules, "nothing was imported"
 changed = {k: (before.get(k), v) for k, v in settings().items() if before.get(k) != v}
 assert len(before) > 50, "the settings were not read"
 assert not changed, changed
@@ -165,12 +168,57 @@ print("fine")
 
 
 def test_importing_changes_nothing():
-    """No jax setting, no backend (so that users can still choose one), no torch."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SIDE_EFFECTS],
+    """No jax setting, no backend (so that users can still choose one), no torch.
+
+    EAGER_IMPORT makes the names that are imported when they are used be imported at the start.
+    """
+    done = python(SIDE_EFFECTS, EAGER_IMPORT="1")
+    assert done.stdout == "fine\n", done.stderr
+
+
+def python(code: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess:
+    """How a process ended that ran some code."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
+        env={**os.environ, **environment},
         check=False,
     )
-    assert done.stdout == "fine\n", done.stderr
+
+
+COMMAND = """
+import sys
+from mop_jax import cli
+
+try:
+    cli.main(sys.argv[1:])
+except SystemExit as end:
+    heavy = {"jax", "numpyro", "flax", "transformers", "arviz", "matplotlib", "sklearn"}
+    print("status", end.code, sorted(heavy & set(sys.modules)), "pandas" in sys.modules)
+"""
+
+
+def test_help_needs_nothing_heavy():
+    for arguments in (["--help"], ["run", "--help"], ["--version"], ["run", "none.yaml"]):
+        done = python(COMMAND, *arguments)
+        status = 2 if arguments[-1] == "none.yaml" else 0
+        assert done.stdout.splitlines()[-1] == f"status {status} [] False", done.stderr
+
+
+def test_bad_input_is_refused_before_anything_heavy_is_imported(tmp_path):
+    (tmp_path / "a.csv").write_text("q,a\n" + "one?,yes\ntwo?,no\n" * 2)
+    (tmp_path / "m.gguf").write_bytes(b"x")
+    (tmp_path / "e").mkdir()
+    rest = "language_model: {path: m.gguf}\nencoder: {path: e}\n"
+    for population, words in (
+        ("{path: b.csv, context: q, response: a}", "b.csv was not found"),
+        ("{path: a.csv, context: q, response: b}", "no column 'b'"),
+        ("{path: a.csv, context: q, response: a}", "8 personas were asked for"),
+    ):
+        (tmp_path / "c.yaml").write_text(f"population: {population}\n{rest}")
+        done = python(COMMAND, "run", tmp_path / "c.yaml", "--out", tmp_path / "run")
+        assert done.stdout.startswith("status 2 [] "), done.stderr
+        assert words in done.stderr
+        assert not (tmp_path / "run").exists()

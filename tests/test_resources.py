@@ -24,17 +24,6 @@ def test_local_files_and_folders(tmp_path, monkeypatch):
     assert resolve_path("~/data/a.csv") == file.resolve()
 
 
-def test_a_given_folder_comes_before_the_working_folder(tmp_path, monkeypatch):
-    for name in ("here", "there"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "a.csv").write_text(name)
-    (tmp_path / "here" / "b.csv").write_text("b")
-    monkeypatch.chdir(tmp_path / "here")
-    there = tmp_path / "there"
-    assert resolve_path("a.csv", relative_to=there).read_text() == "there"
-    assert resolve_path("b.csv", relative_to=there).read_text() == "b"
-
-
 def test_files_inside_packages_are_found_without_importing_them(tmp_path, monkeypatch):
     package = tmp_path / "carrier_of_data"
     (package / "inner").mkdir(parents=True)
@@ -91,6 +80,14 @@ def test_hub_ids_are_fetched_without_pickles(hub, tmp_path, monkeypatch):
         resolve_path("owner/model")
     assert "no network" in str(e.value)
     assert "\n" not in str(e.value)
+
+
+def test_what_was_never_fetched_is_not_fetched_where_that_is_not_wanted(hub):
+    hub.error = OSError("not in the cache")
+    with pytest.raises(LookupError):
+        resolve_path("owner/name", fetch=False)
+    ((_, options),) = hub.calls
+    assert options["local_files_only"] is True
 
 
 def test_a_local_folder_comes_before_the_hub(hub, tmp_path, monkeypatch):

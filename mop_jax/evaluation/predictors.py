@@ -10,17 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from scipy.special import logsumexp
 
-from mop_jax.distributions import PersonaMixture
+# By its module: the names in a table of results must not need JAX.
+from mop_jax import inference
 from mop_jax.errors import DataError
-from mop_jax.inference import Posterior, posterior_predictive_log_prob, uniform_log_prob
-from mop_jax.models import MixtureData
-from mop_jax.population.population import Population
-from mop_jax.prompts import Prompt, PromptBuilder
+
+if TYPE_CHECKING:
+    from mop_jax.distributions import PersonaMixture
+    from mop_jax.inference import Posterior
+    from mop_jax.models import MixtureData
+    from mop_jax.population.population import Population
+    from mop_jax.prompts import Prompt, PromptBuilder
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,12 @@ class HeldOut:
 
 
 class Predictor(Protocol):
-    """A predictor of held-out responses."""
+    """A predictor of held-out responses.
+
+    One that estimates from `HeldOut.data`, the candidates, says so with `estimated = True`: it is
+    asked again with fewer of them, to tell what they hide. Of `HeldOut` it may then look at `data`,
+    `posteriors` and `distribution` only.
+    """
 
     @property
     def name(self) -> str:
@@ -96,10 +105,11 @@ class Uniform:
 
     name: str
     title: str
+    estimated: ClassVar[bool] = True
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `uniform_log_prob`."""
-        return uniform_log_prob(held_out.data, distribution=held_out.distribution)
+        return inference.uniform_log_prob(held_out.data, distribution=held_out.distribution)
 
 
 @dataclass(frozen=True)
@@ -115,10 +125,13 @@ class Fitted:
     name: str
     title: str
     model_kwargs: Mapping[str, Any]
+    estimated: ClassVar[bool] = True
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `posterior_predictive_log_prob`."""
-        return posterior_predictive_log_prob(held_out.posteriors[self.name], held_out.data)
+        return inference.posterior_predictive_log_prob(
+            held_out.posteriors[self.name], held_out.data
+        )
 
 
 MAIN = "mop"
@@ -157,6 +170,11 @@ def register(predictor: Predictor, *, before: str = BASELINE) -> None:
 def fitted_predictors() -> list[Fitted]:
     """Those that are fitted, the ablations first and the main one last."""
     return [entry for entry in PREDICTORS.values() if isinstance(entry, Fitted)]
+
+
+def is_estimated(predictor: Predictor) -> bool:
+    """Whether a predictor's log-probabilities are estimates from candidates."""
+    return bool(getattr(predictor, "estimated", False))
 
 
 def uniform_over_prompts(log_likelihood: np.ndarray) -> np.ndarray:

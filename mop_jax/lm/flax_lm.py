@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.lm import sampling
 from mop_jax.lm.base import (
@@ -112,7 +113,13 @@ class FlaxLM:
             >>> lm.log_likelihood(["The capital of France is"], [" Paris"]).round(1)
             array([-0.3])
         """
-        dtype = dtype or "auto"
+        with progress.task("Loading the language model"):
+            return cls._load(path_or_id, dtype or "auto", mesh, memory)
+
+    @classmethod
+    def _load(
+        cls, path_or_id: str | Path, dtype: str, mesh: str | Mesh | None, memory: float | None
+    ) -> FlaxLM:
         if dtype not in DTYPES:
             raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
         if dtype == "auto":
@@ -223,16 +230,20 @@ class FlaxLM:
         result = np.zeros(len(pairs))
         scored = [i for i, (_, response) in enumerate(pairs) if response]
 
-        def store(done: np.ndarray, scores: np.ndarray) -> None:
-            result[np.asarray(scored)[done]] = scores[:, 0]
+        tokens = np.asarray([sum(map(len, pairs[i])) for i in scored], float)
+        with progress.task("Scoring", len(scored), work=float(tokens.sum())) as advance:
 
-        self.score_pairs(
-            [()],
-            [Continuation(*pairs[i]) for i in scored],
-            np.stack([np.zeros(len(scored), int), np.arange(len(scored))], axis=1),
-            grid=TemperatureGrid.single(temperature),
-            on_scores=store,
-        )
+            def store(done: np.ndarray, scores: np.ndarray) -> None:
+                result[np.asarray(scored)[done]] = scores[:, 0]
+                advance(len(done), float(tokens[done].sum()))
+
+            self.score_pairs(
+                [()],
+                [Continuation(*pairs[i]) for i in scored],
+                np.stack([np.zeros(len(scored), int), np.arange(len(scored))], axis=1),
+                grid=TemperatureGrid.single(temperature),
+                on_scores=store,
+            )
         return result
 
     def score_pairs(
@@ -353,19 +364,21 @@ class FlaxLM:
             )
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         count = len(ids)
-        return self.sample_pairs(
-            [()],
-            ids,
-            np.stack([np.zeros(count, int), np.arange(count)], axis=1),
-            seed=seed,
-            temperature=np.full(count, temperature),
-            sample_ids=np.arange(count),
-            end_ids=self.end_ids if end_ids is None else end_ids,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            max_new_tokens=max_new_tokens,
-        )
+        with progress.task("Sampling", count) as advance:
+            return self.sample_pairs(
+                [()],
+                ids,
+                np.stack([np.zeros(count, int), np.arange(count)], axis=1),
+                seed=seed,
+                temperature=np.full(count, temperature),
+                sample_ids=np.arange(count),
+                end_ids=self.end_ids if end_ids is None else end_ids,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                max_new_tokens=max_new_tokens,
+                on_generated=lambda indices, generation: advance(len(indices)),
+            )
 
     def prompt_ids(self, prompt: str | TokenIds) -> tuple[int, ...]:
         """Ids of a prompt; a text gets the tokenizer's own beginning.

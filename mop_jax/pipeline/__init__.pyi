@@ -1,4 +1,4 @@
-from .pipeline import evaluate, fit, personas, read_config, run, score, simulate
+from .pipeline import evaluate, figures, fit, personas, read_config, run, score, simulate
 from .run_folder import RunFolder
 from .steps import STEPS, Step
 from .workspace import Workspace
@@ -9,6 +9,7 @@ __all__ = [
     "Step",
     "Workspace",
     "evaluate",
+    "figures",
     "fit",
     "personas",
     "read_config",

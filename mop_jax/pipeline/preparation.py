@@ -13,7 +13,6 @@ from mop_jax.components.personas import (
     synthesise_personas,
     write_personas,
 )
-from mop_jax.errors import DataError
 from mop_jax.pipeline.workspace import Workspace, write_arrays, write_parquet
 from mop_jax.resources import resolve_path
 
@@ -22,13 +21,6 @@ def make_personas(space: Workspace) -> None:
     """Writes personas, exemplars, records of both sides and all embeddings."""
     config, seed = space.config, space.config.seed
     train, test = space.read_population()
-    distinct, wanted = len(set(train.text_keys)), config.exemplars.num_exemplars
-    if wanted > distinct:  # said now, not after personas are written
-        raise DataError(
-            f"{wanted} exemplars were asked for, but only {distinct} distinct records are for "
-            f"training ({len(test)} more are held out); set exemplars.num_exemplars to at most "
-            f"{distinct}."
-        )
     vectors: dict[str, np.ndarray] = {}
     for side, records in (("train", train), ("test", test)):
         vectors[f"{side}_context"] = space.encoder.encode(records.contexts)

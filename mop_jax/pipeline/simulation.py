@@ -1,40 +1,83 @@
-"""The fifth step of a run: simulated responses to the held-out contexts."""
+"""The fifth step of a run: simulated responses to the held-out contexts, or to new ones."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from mop_jax import atomic, progress
+import numpy as np
+
+from mop_jax import atomic
+from mop_jax.evaluation.predictors import MAIN
 from mop_jax.inference import (
     SimulatedResponse,
     load_posterior,
     simulate,
 )
-from mop_jax.pipeline.workspace import Split, Workspace
+from mop_jax.pipeline.fitting import posterior_path
+from mop_jax.pipeline.workspace import Workspace
+from mop_jax.population.population import Population
 
 
 def simulate_held_out(space: Workspace) -> None:
     """Writes simulated.jsonl: responses to the held-out contexts, with how each came about."""
-    section, side = space.config.simulation, space.sides["test"]
-    posterior = load_posterior(space.path / "gate.safetensors")
-    journal = space.path / ".simulated.journal.jsonl"
-    header = json.dumps({"journal_of": space.folder.fingerprint_of("simulate")})
+    side = space.sides["test"]
+    _simulate(
+        space,
+        side.records,
+        side.context_embeddings,
+        num_samples=space.config.simulation.num_samples,
+        output=space.path / "simulated.jsonl",
+        fingerprint=space.folder.fingerprint_of("simulate"),
+        leave_out=space.components.leave_out(side.records, held_out=True),
+    )
+
+
+def simulate_contexts(
+    space: Workspace, contexts: Population, *, num_samples: int, output: Path, step: str
+) -> None:
+    """Writes responses to contexts that were in no file of the run.
+
+    Args:
+        space: the run.
+        contexts: records of which the responses are not looked at.
+        num_samples: how many; sample s answers context s mod N.
+        output: a JSON Lines file.
+        step: the name under which the run folder knows of them.
+    """
+    _simulate(
+        space,
+        contexts,
+        space.encoder.encode(contexts.contexts),
+        num_samples=num_samples,
+        output=output,
+        fingerprint=space.folder.fingerprint_of(step),
+    )
+
+
+def _simulate(
+    space: Workspace,
+    records: Population,
+    context_embeddings: np.ndarray,
+    *,
+    num_samples: int,
+    output: Path,
+    fingerprint: str,
+    leave_out: np.ndarray | None = None,
+) -> None:
+    section = space.config.simulation
+    posterior = load_posterior(posterior_path(space, MAIN))
+    journal = output.with_name(f".{output.stem}.journal.jsonl")
+    header = json.dumps({"journal_of": fingerprint})
     done = _read_journal(journal, header)
     atomic.write_text(journal, "\n".join([header, *done.values()]) + "\n")
-    with (
-        progress.task("Simulating responses", total=section.num_samples) as advance,
-        atomic.disk_errors(journal),
-        open(journal, "a", encoding="utf-8") as handle,
-    ):
-        advance(len(done))
+    with atomic.disk_errors(journal), open(journal, "a", encoding="utf-8") as handle:
 
         def file(responses: list[SimulatedResponse]) -> None:
             for response in responses:
-                done[response.sample] = _simulated_row(space, side, response)
+                done[response.sample] = _simulated_row(space, records, response)
                 handle.write(done[response.sample] + "\n")
             handle.flush()
-            advance(len(responses))
 
         simulate(
             posterior,
@@ -42,11 +85,11 @@ def simulate_held_out(space: Workspace) -> None:
             space.prompts,
             personas=space.components.persona_texts,
             exemplars=space.components.exemplar_texts,
-            contexts=side.records.contexts,
-            context_embeddings=side.context_embeddings,
-            num_samples=section.num_samples,
+            contexts=records.contexts,
+            context_embeddings=context_embeddings,
+            num_samples=num_samples,
             seed=space.config.seed,
-            leave_out=space.components.leave_out(side.records),
+            leave_out=leave_out,
             top_p=section.top_p,
             top_k=section.top_k,
             min_p=section.min_p,
@@ -54,17 +97,16 @@ def simulate_held_out(space: Workspace) -> None:
             skip=list(done),
             on_responses=file,
         )
-    lines = [done[s] for s in range(section.num_samples)]
-    atomic.write_text(space.path / "simulated.jsonl", "\n".join(lines) + "\n")
+    atomic.write_text(output, "\n".join(done[s] for s in range(num_samples)) + "\n")
     journal.unlink()
 
 
-def _simulated_row(space: Workspace, side: Split, response: SimulatedResponse) -> str:
+def _simulated_row(space: Workspace, records: Population, response: SimulatedResponse) -> str:
     row = response._asdict()
     index = row.pop("context_index")
-    row["record"] = side.records.ids[index]
-    if side.records.labels is not None:
-        row["label"] = side.records.labels[index]
+    row["record"] = records.ids[index]
+    if records.labels is not None:
+        row["label"] = records.labels[index]
     row["persona_text"] = space.components.personas[response.persona].text
     row["exemplar_record"] = space.components.exemplars.ids[response.exemplar]
     return json.dumps(row, ensure_ascii=False)

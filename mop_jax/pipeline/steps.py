@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,12 @@ class Step:
         title: what a reader is told.
         work: `module:function` that does it, given the workspace; imported when it is needed.
         needs: the steps before it.
-        sections: the parts of the configuration that it reads, besides those of its needs.
+        sections: the parts of the configuration that it reads, besides those of its needs; a
+            section, or one field of it (`prompt.date`).
         outputs: the files that it writes, relative to the run folder.
-        parts: fields that it reads of a section that it does not read as a whole.
+        inputs: what it reads from outside the run folder, besides what its needs read.
+        changes: what the step does otherwise than before, a clause for each time that it changed;
+            runs made before are told, and have it done again.
     """
 
     name: str
@@ -25,7 +28,13 @@ class Step:
     needs: tuple[str, ...]
     sections: tuple[str, ...]
     outputs: tuple[str, ...]
-    parts: dict[str, set[str]] = field(default_factory=dict)
+    inputs: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> int:
+        """Counts from 1."""
+        return 1 + len(self.changes)
 
 
 STEPS = (
@@ -34,9 +43,19 @@ STEPS = (
         "Records, embeddings, personas, exemplars",
         "mop_jax.pipeline.preparation:make_personas",
         (),
-        ("seed", "population", "split", "language_model", "encoder", "personas", "exemplars"),
+        (
+            "seed",
+            "population",
+            "split",
+            "language_model",
+            "encoder",
+            "personas",
+            "exemplars",
+            "prompt.date",
+            "prompt.template_arguments",
+        ),
         ("personas.json", "exemplars.parquet", "records.parquet", "embeddings.safetensors"),
-        {"prompt": {"date", "template_arguments"}},
+        ("population", "personas file", "language model", "sentence encoder"),
     ),
     Step(
         "score",
@@ -45,6 +64,7 @@ STEPS = (
         ("personas",),
         ("prompt", "candidates", "temperatures"),
         ("likelihoods/train.parquet",),
+        ("language model",),
     ),
     Step(
         "fit",
@@ -53,12 +73,15 @@ STEPS = (
         ("score",),
         ("model", "inference"),
         (
-            "gate.safetensors",
+            "posterior.safetensors",
             "ablations/mop_no_temperature.safetensors",
             "ablations/uniform_gate_temperature.safetensors",
+            "likelihoods/train_refreshed.parquet",
             "posterior.nc",
             "fit.json",
+            "rounds.json",
         ),
+        ("language model",),
     ),
     Step(
         "evaluate",
@@ -67,6 +90,7 @@ STEPS = (
         ("fit",),
         ("evaluation",),
         ("likelihoods/held_out.parquet", "held_out.parquet", "metrics.json"),
+        ("language model",),
     ),
     Step(
         "simulate",
@@ -75,13 +99,14 @@ STEPS = (
         ("fit",),
         ("simulation",),
         ("simulated.jsonl",),
+        ("language model",),
     ),
     Step(
         "figures",
         "Figures",
-        "mop_jax.pipeline.figures:draw_figures",
+        "mop_jax.pipeline.drawing:draw_figures",
         ("evaluate", "simulate"),
-        ("name",),
+        (),
         (
             "figures/elbo.png",
             "figures/persona_weights.png",
@@ -91,6 +116,7 @@ STEPS = (
             "figures/candidate_check.png",
             "figures/candidate_check.json",
         ),
+        ("sentence encoder",),
     ),
 )
 BY_NAME = {step.name: step for step in STEPS}

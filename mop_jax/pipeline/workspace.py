@@ -6,7 +6,7 @@ loads any.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.models import MixtureData
+from mop_jax.pipeline.inputs import Inputs
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
@@ -47,9 +48,12 @@ class Split(NamedTuple):
 class Workspace:
     """A run folder with the models and records of its configuration."""
 
-    def __init__(self, folder: RunFolder, memory: float | None = None):
+    def __init__(
+        self, folder: RunFolder, memory: float | None = None, inputs: Inputs | None = None
+    ):
         """Nothing is loaded yet; `memory` (GiB) replaces the configuration's."""
         self.folder = folder
+        self._inputs = inputs or Inputs(folder.config)
         self.config: RunConfig = folder.config
         self.path: Path = folder.path
         self._memory = memory or self.config.language_model.memory_gib
@@ -60,15 +64,19 @@ class Workspace:
         section = self.config.language_model
         memory = None if self._memory is None else self._memory * 2**30
         model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh, memory=memory)
-        self.folder.source("language model", model.fingerprint)
+        self._loaded("language model", model.fingerprint)
         return model
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The sentence encoder; refused if it is not the one that the run began with."""
         encoder = SentenceEncoder.from_pretrained(self.config.encoder.path)
-        self.folder.source("sentence encoder", encoder.fingerprint)
+        self._loaded("sentence encoder", encoder.fingerprint)
         return encoder
+
+    def _loaded(self, name: str, fingerprint: str) -> None:
+        stamp = partial(self._inputs.stamp, name, None, needed=True)
+        self.folder.loaded(name, fingerprint, stamp)
 
     @cached_property
     def grid(self) -> TemperatureGrid:
@@ -96,18 +104,12 @@ class Workspace:
             )
         builder = PromptBuilder(tokenizer, template, instruction=section.instruction)
         # The rendered chat template with it, so that nothing in prompts changes unseen.
-        self.folder.source("prompt template", builder.fingerprint)
+        self.folder.rendered(builder.fingerprint)
         return builder
 
     def read_population(self) -> tuple[Population, Population]:
-        """Reads the source and splits it; refused if the source has changed since."""
-        section, split = self.config.population, self.config.split
-        columns = section.model_dump(exclude={"path"})
-        population = Population.from_file(section.path, seed=self.config.seed, **columns)
-        self.folder.source("population", population.fingerprint)
-        return population.split(
-            split.test_size, by=split.by, seed=self.config.seed, train_size=split.train_size
-        )
+        """Training and held-out records of the source."""
+        return self._inputs.records()
 
     @cached_property
     def sides(self) -> dict[str, Split]:

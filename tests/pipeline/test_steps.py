@@ -81,7 +81,7 @@ def test_a_step_first_does_those_that_it_needs(copy_of_run, finished_run, perfor
     undo(copy_of_run, "fit", "evaluate", "simulate", "figures")
     pipeline.simulate(copy_of_run)
     assert performed == ["fit", "simulate"]
-    names = ("gate.safetensors", "posterior.nc", "simulated.jsonl")
+    names = ("posterior.safetensors", "posterior.nc", "simulated.jsonl")
     for name in names:
         assert (copy_of_run / name).read_bytes() == (finished_run / name).read_bytes()
 
