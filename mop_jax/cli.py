@@ -195,6 +195,41 @@ def figures(
     _step("figures", config, out, update, memory)
 
 
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="The file with the records.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The configuration; DATA.yaml by default.")
+    ] = None,
+    context: Annotated[
+        list[str] | None,
+        typer.Option("--context", help="A column of the context; may be given more than once."),
+    ] = None,
+    response: Annotated[
+        str | None, typer.Option("--response", help="The column of the responses.")
+    ] = None,
+) -> None:
+    """Looks at a file of records and writes a commented configuration for it.
+
+    Columns that are not named are asked for on a terminal, and guessed elsewhere.
+    Example: mop init survey.csv --response answer
+    """
+    with _one_sentence():
+        from mop_jax.init_config import write_config
+
+        path = write_config(
+            data, out, context=context or (), response=response, ask=_ask_for_columns()
+        )
+        Console().print(f"{path} is written; read it, then: mop run {path}", soft_wrap=True)
+
+
+def _ask_for_columns() -> Callable[[str, str], str] | None:
+    """How a column is asked for: on a terminal only."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return lambda what, guess: str(typer.prompt(what, default=guess, err=True))
+
+
 def _whole(config: str, out: Path | None, update: bool, memory: float | None) -> None:
     with _one_sentence():
         from mop_jax import pipeline

@@ -16,7 +16,8 @@ PACKAGE_PREFIX = "package:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Names of files are no hub ids: a mistyped `data/reviews.csv` is looked for here only.
 _FILES = re.compile(
-    r".*\.(gguf|safetensors|csv|tsv|tab|jsonl?|ndjson|parquet|txt|ya?ml|bz2|gz|xz|zip)",
+    r".*\.(gguf|safetensors|csv|tsv|tab|txt|dat|jsonl?|ndjson|parquet|pq|xlsx?|xlsm"
+    r"|dta|z?sav|por|sas7bdat|xpt|ya?ml|bz2|gz|xz|zip)",
     re.IGNORECASE,
 )
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"inference"},
     {"evaluation", "components", "plots"},
     {"config", "configs"},
-    {"pipeline"},
+    {"pipeline", "init_config"},
     {"cli"},
     {"__main__", ""},
 )  # fmt: skip
