@@ -228,7 +228,9 @@ def _split(population: Population, grouped: bool) -> tuple[dict[str, str | int],
         texts = zip(train.response_keys, train.text_keys, strict=True)
         if len({response or text for response, text in texts}) < 2:
             continue
-        if by == "group" and min(len(set(side.groups or [])) for side in (train, test)) < 2:
+        # Of one group there is no standard error, and no exemplar of another.
+        sides = (train, test) if by == "group" else (test,)
+        if grouped and min(len(set(side.groups or [])) for side in sides) < 2:
             continue
         split: dict[str, str | int] = {"by": by, "test_size": held_out}
         return split | ({"train_size": train_size} if train_size else {}), train

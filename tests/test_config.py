@@ -282,3 +282,43 @@ def test_a_run_without_a_name_is_called_as_its_file(project):
 
 def test_what_a_shipped_configuration_says_counts_as_defaults():
     assert load_config("demo").model_fields_set == set()
+
+
+def test_settings_of_files_leave_older_configurations_as_they_were():
+    """A run folder holds the configuration that it was made with; new settings must not differ."""
+    plain = parse({}).population.model_dump()
+    added = {
+        "separator": "tab",
+        "encoding": "latin-1",
+        "quoting": "none",
+        "skip_rows": [1, 2],
+        "header_row": 2,
+        "sheet": "people",
+        "value_labels": False,
+    }
+    assert not set(plain) & set(added)
+    section = parse(
+        {"population": {"path": "d", "context": "q", "response": "a"} | added}
+    ).population
+    assert section.separator == "\t"
+    assert section.encoding == "iso8859-1"
+    assert set(section.model_dump()) == set(plain) | set(added)
+    assert type(section).model_validate(section.model_dump()) == section
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"separator": "ab"}, r"population.separator: The separator 'ab' is not accepted; .*\)\.$"),
+        (
+            {"encoding": "utf-9"},
+            r"population.encoding: The encoding 'utf-9' is not known; .*[^.]\.$",
+        ),
+        ({"quoting": "maybe"}, "population.quoting"),
+        ({"skip_rows": -1}, "population.skip_rows"),
+        ({"header_row": 0}, "population.header_row"),
+    ],
+)
+def test_bad_settings_of_files(setting, message):
+    with pytest.raises(DataError, match=message):
+        parse({"population": {"path": "d", "context": "q", "response": "a"} | setting})

@@ -75,7 +75,7 @@ def _decimal_text(value: Decimal) -> str | None:
     if not value.is_finite():
         return "inf" if value > 0 else "-inf"
     if value and not -6 <= value.adjusted() < 21:
-        return str(float(value))
+        return str(value).lower()
     text = format(value, "f")
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text in ("-0", "") else text

@@ -35,8 +35,7 @@ def rows_of_query(table: Table, query: str) -> np.ndarray:
     for name in names:
         column = table.columns[find_column(table.names, name)]
         values = column.values
-        numbers = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
-        if name in as_text and numbers:
+        if name in as_text and pd.api.types.is_numeric_dtype(values):
             values = pd.Series(column.texts(table.rows), dtype="string")
         frame[name] = values
     df = pd.DataFrame(frame).set_axis(table.rows)

@@ -18,9 +18,10 @@ from mop_jax.errors import DataError
 from mop_jax.population.cells import cell_text
 from mop_jax.population.encodings import decode
 from mop_jax.population.json_files import read_json, read_json_lines
+from mop_jax.population.quoting import Quoting
 from mop_jax.population.survey_files import EXCEL, STATISTICS, read_excel, read_statistics
 from mop_jax.population.table import Column, Table
-from mop_jax.population.text_tables import Quoting, read_text_table
+from mop_jax.population.text_tables import read_text_table
 from mop_jax.resources import resolve_path
 
 # None: no separator is promised by the suffix.

@@ -30,8 +30,17 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 def _loads(text: str) -> Any:
     return json.loads(
-        text, object_pairs_hook=_object, parse_float=Decimal, parse_constant=_constant
+        text,
+        object_pairs_hook=_object,
+        parse_float=Decimal,
+        parse_int=_whole,
+        parse_constant=_constant,
     )
+
+
+def _whole(digits: str) -> int | str:
+    # Python refuses to make longer ones; nobody calculates with them.
+    return int(digits) if len(digits) < 1000 else digits
 
 
 def _constant(name: str) -> float | None:

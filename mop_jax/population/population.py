@@ -20,6 +20,7 @@ import pandas as pd
 from mop_jax.errors import DataError
 from mop_jax.population.files import read_table
 from mop_jax.population.keys import response_key, text_key
+from mop_jax.population.quoting import Quoting
 from mop_jax.population.records import (
     NamedColumns,
     pass_over,
@@ -29,7 +30,6 @@ from mop_jax.population.records import (
 )
 from mop_jax.population.splits import SplitBy, split_rows
 from mop_jax.population.table import table_of
-from mop_jax.population.text_tables import Quoting
 
 
 @dataclass(frozen=True, eq=False)

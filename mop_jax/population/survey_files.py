@@ -87,12 +87,27 @@ def read_excel(
             raise DataError(
                 f"{name} holds the columns in several sheets ({', '.join(fitting)}); set sheet."
             )
+    if not fitting and wanted:
+        _advise_header_row(name, full, wanted, header_row)
     chosen = fitting[0] if fitting else next(iter(full))
     if sheet is None and len(titles) > 1:
         logger.warning("%s: the sheet %r is read; set sheet for another.", name, chosen)
     if header_row > 1:
         logger.warning("%s: %d rows above the header passed over.", name, header_row - 1)
     return _sheet_table(name, full[chosen][header_row - 1 :])
+
+
+def _advise_header_row(
+    name: str, sheets: dict[str, list[list[Any]]], wanted: set[str], header_row: int
+) -> None:
+    """Refuses titles above the header, where the columns that are needed stand in a later row."""
+    for title, rows in sheets.items():
+        for row, cells in enumerate(rows[: header_row + 50], start=1):
+            if row > header_row and wanted <= {tidy(_header(cell)) for cell in cells}:
+                raise DataError(
+                    f"{name} holds the columns in row {row} of the sheet {title!r}; set "
+                    f"header_row: {row}."
+                )
 
 
 def _is_wanted(book: Any, candidate: Any, sheet: str | int | None) -> bool:

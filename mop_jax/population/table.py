@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -46,7 +47,9 @@ class Column:
         if self.render is None:
             return typed(list(self.cells))
         series = pd.Series(self.cells).reset_index(drop=True)
-        return series.convert_dtypes() if series.dtype == object else series
+        if series.dtype != object:
+            return series
+        return series.map(lambda v: float(v) if isinstance(v, Decimal) else v).convert_dtypes()
 
     def take(self, at: np.ndarray) -> Column:
         """The cells at these positions."""

@@ -7,19 +7,13 @@ consistent, and refused otherwise. Cells are texts as written; empty ones are mi
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
-import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
 
 from mop_jax.errors import DataError
+from mop_jax.population.quoting import Quoting, Record, first_records, read_lines
 from mop_jax.population.table import Column, Table, tidy
 
-Quoting = Literal["auto", "standard", "none"]
 logger = logging.getLogger("mop_jax")
 
 _NAMED = {
@@ -34,23 +28,6 @@ _NAMED = {
 }
 _SPOKEN = {"\t": "tab", " ": "blank"}
 _GUESSES = (",", ";", "\t", "|")
-_RETURN = "\r"
-
-
-class Record(NamedTuple):
-    """The fields of a record, and the lines of the file that it takes (from 1)."""
-
-    fields: list[str]
-    first: int
-    last: int
-
-
-class _Malformed(Exception):
-    """The text does not keep to the quoting; on which line."""
-
-    def __init__(self, line: int, reason: str):
-        self.line, self.reason = line, reason
-        super().__init__(reason)
 
 
 def check_separator(separator: str) -> str:
@@ -99,14 +76,33 @@ def read_text_table(
         separator = said
         logger.warning("%s: its first line names the separator %s.", name, _show(said))
     if separator is not None:
-        records = _records(name, text, check_separator(separator), quoting, usual)
+        separator = check_separator(separator)
+        records = read_lines(name, text, separator, quoting, header_row)
     else:
         separator, records = _guessed(name, text, usual, needed, quoting, header_row)
     if len(records) < header_row:
         raise DataError(f"{name} has {len(records)} rows, so no header in row {header_row}.")
     if header_row > 1:
         logger.warning("%s: %d rows above the header passed over.", name, header_row - 1)
+    _advise_header_row(name, text, {separator, usual or ","}, needed, header_row)
     return _table(name, records[header_row - 1 :], needed)
+
+
+def _advise_header_row(
+    name: str, text: str, separators: set[str], needed: Sequence[str], header_row: int
+) -> None:
+    """Refuses titles above the header, where the columns that are needed stand in a later row."""
+    wanted = {tidy(column) for column in needed}
+    for separator in separators:
+        for row, fields in enumerate(first_records(text, separator, header_row), start=1):
+            if not wanted or not wanted <= {tidy(field) for field in fields}:
+                continue
+            if row > header_row:
+                raise DataError(
+                    f"{name} holds the columns in row {row}, below {row - header_row} others; set "
+                    f"header_row: {row}."
+                )
+            return
 
 
 def _show(separator: str) -> str:
@@ -138,7 +134,7 @@ def _guessed(
     wanted = {tidy(column) for column in needed}
     ranked = []
     for order, candidate in enumerate(candidates):
-        header = _first_records(text, candidate, header_row)
+        header = first_records(text, candidate, header_row)
         if len(header) < header_row:
             continue
         names = [tidy(field) for field in header[header_row - 1]]
@@ -150,141 +146,12 @@ def _guessed(
             rank = (len(wanted) + 1, True, True, 0)
         ranked.append((rank, candidate))
     best = max(ranked)[1] if ranked else usual or ","
-    records = _records(name, text, best, quoting, usual)
+    records = read_lines(name, text, best, quoting, header_row)
     if best != usual:
         logger.warning(
             "%s is read with the separator %s; set separator if that is wrong.", name, _show(best)
         )
     return best, records
-
-
-def _first_records(text: str, separator: str, header_row: int) -> list[list[str]]:
-    """The first records, read with forgiveness, to try a separator."""
-    found = []
-    with _any_length():
-        reader = csv.reader(
-            io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator == " "
-        )
-        try:
-            for fields in reader:
-                if any(field.strip() for field in fields):
-                    found.append(fields)
-                if len(found) >= header_row + 50:
-                    break
-        except csv.Error:
-            pass
-    return found
-
-
-def _records(
-    name: str, text: str, separator: str, quoting: Quoting, usual: str | None
-) -> list[Record]:
-    if quoting == "none":
-        return _unquoted(text, separator)
-    try:
-        standard = _standard(text, separator)
-    except _Malformed as error:
-        if quoting == "standard":
-            raise DataError(f"{name} is malformed on line {error.line}: {error.reason}.") from error
-        lines = _unquoted(text, separator)
-        if _consistent(lines) and (separator == "\t" or not _has_quoted(lines)):
-            logger.warning(
-                "%s: quotes are read as ordinary characters, for on line %d %s; set quoting to "
-                "decide otherwise.",
-                name,
-                error.line,
-                error.reason,
-            )
-            return lines
-        raise DataError(
-            f"{name} is malformed on line {error.line}: {error.reason}; mend the quote there, or "
-            "set quoting: none if quotes are ordinary characters in this file."
-        ) from error
-    broken = next((r for r in standard if r.last > r.first), None)
-    if broken is None or quoting == "standard":
-        return standard
-    lines = _unquoted(text, separator)
-    if _consistent(lines):
-        raise DataError(
-            f"{name}: the quote that opens on line {broken.first} closes on line {broken.last}, "
-            "yet every line by itself is a whole record too; set quoting: standard if that is one "
-            "cell with line breaks, or quoting: none if quotes are ordinary characters."
-        )
-    return standard
-
-
-def _standard(text: str, separator: str) -> list[Record]:
-    """RFC 4180, strictly: a quoted field ends at a separator or at the end of a line."""
-    text, stand_in = _with_stand_in(text)
-    records = []
-    with _any_length():
-        reader = csv.reader(
-            io.StringIO(text, newline=""),
-            delimiter=separator,
-            strict=True,
-            skipinitialspace=separator == " ",
-        )
-        first = 1
-        try:
-            for fields in reader:
-                if stand_in:
-                    fields = [field.replace(stand_in, _RETURN) for field in fields]
-                records.append(Record(fields, first, reader.line_num))
-                first = reader.line_num + 1
-        except csv.Error as error:
-            if "end of data" in str(error):
-                reason = "a quote opens a cell and is never closed"
-            elif "expected after" in str(error):
-                reason = "a quote opens a cell, and where it closes the cell goes on"
-            else:
-                reason = str(error)
-            raise _Malformed(first, reason) from error
-    return [record for record in records if not _is_blank(record)]
-
-
-def _unquoted(text: str, separator: str) -> list[Record]:
-    lines = text.split("\n") if "\n" in text else text.split("\r")
-    records = []
-    for number, line in enumerate(lines, start=1):
-        line = line.removesuffix("\r")
-        # Of blanks between fields any number is one.
-        fields = line.split() if separator == " " else line.split(separator)
-        records.append(Record(fields, number, number))
-    return [record for record in records if not _is_blank(record)]
-
-
-def _is_blank(record: Record) -> bool:
-    return not record.fields or (len(record.fields) == 1 and not record.fields[0].strip())
-
-
-def _consistent(lines: Sequence[Record]) -> bool:
-    return len({len(line.fields) for line in lines}) == 1 and len(lines[0].fields) > 1
-
-
-def _has_quoted(lines: Sequence[Record]) -> bool:
-    return any(
-        len(field) > 1 and field.startswith('"') and field.endswith('"')
-        for line in lines
-        for field in line.fields
-    )
-
-
-def _with_stand_in(text: str) -> tuple[str, str]:
-    """A lone carriage return inside a cell ends no line where lines end in line feeds."""
-    if "\n" not in text or "\r" not in text.replace("\r\n", ""):
-        return text, ""
-    stand_in = next(c for c in map(chr, range(0xE000, 0xF900)) if c not in text)
-    return re.sub(r"\r(?!\n)", stand_in, text), stand_in
-
-
-@contextmanager
-def _any_length() -> Iterator[None]:
-    """Lifts the csv module's bound on the length of a field, for a while."""
-    before = csv.field_size_limit(sys.maxsize)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 def _table(name: str, records: list[Record], needed: Sequence[str]) -> Table:
@@ -319,13 +186,16 @@ def _table(name: str, records: list[Record], needed: Sequence[str]) -> Table:
         for at, column in enumerate(cells):
             column.append((fields[at] or None) if at < len(fields) else None)
     if empty:
-        logger.warning("%s: %d rows without any text were left out.", name, empty)
+        logger.warning(
+            "%s: %d of %d rows hold no text and were left out.", name, empty, len(records) - 1
+        )
     if short:
         logger.warning(
-            "%s: %d rows have fewer fields than the header (the first on line %d); the last "
-            "columns are missing there.",
+            "%s: fewer fields than in the header in %d of %d rows (the first on line %d); the "
+            "last columns are missing there.",
             name,
             len(short),
+            len(records) - 1,
             short[0],
         )
     if not rows:

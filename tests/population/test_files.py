@@ -126,14 +126,48 @@ def test_quotes_that_could_be_either_are_refused(tmp_path) -> None:
         read(tmp_path, "d.csv", 'q,a\nx,"a, b"\nx,"open\nx,z\n')
 
 
+def test_a_stray_quote_among_quoted_cells_takes_no_other_lines(tmp_path, said) -> None:
+    content = 'id,q,a\n1,film?,"Best ever\n2,film?,Bad\n3,film?,it was 5"\n4,film?,"a, b"\n'
+    with pytest.raises(DataError, match="opens on line 2 closes on line 4"):
+        read(tmp_path, "d.csv", content)
+    with pytest.raises(DataError, match="opens on line 2 closes on line 4"):
+        read(tmp_path, "d.csv", content.replace("film?", "one film").replace("id,", "q2,"))
+    two = 'q,a\nfilm?,"Best ever\nfilm?,it was 5"\nbook?,"a, b"\nfilm?,ok\n'
+    with pytest.raises(DataError, match="opens on line 2 closes on line 3"):
+        read(tmp_path, "d.csv", two)
+    # By accident two fields, as two lines of prose may have: said.
+    prose = 'q,a\nfilm?,"Best ever\nI think, that is"\nbook?,"a, b"\n'
+    assert read(tmp_path, "d.csv", prose).responses == ["Best ever\nI think, that is", "a, b"]
+    assert "lines 2 to 3 are read as one record" in said()
+
+
+def test_titles_above_the_header_are_found(tmp_path) -> None:
+    for content in ("A survey\nq,a\nx,y\n", "A,,survey\n\nq,a\nx,y\n"):
+        with pytest.raises(DataError, match=r"columns in row 2.*set header_row: 2"):
+            read(tmp_path, "d.csv", content)
+        assert read(tmp_path, "d.csv", header_row=2).responses == ["y"]
+    book = openpyxl.Workbook()
+    for row in (["A survey"], ["q", "a"], ["x", "y"]):
+        book.active.append(row)
+    book.save(tmp_path / "d.xlsx")
+    with pytest.raises(DataError, match=r"columns in row 2.*set header_row: 2"):
+        read(tmp_path, "d.xlsx")
+    assert read(tmp_path, "d.xlsx", header_row=2).responses == ["y"]
+
+
+def test_blanks_behind_separators(tmp_path) -> None:
+    population = read(tmp_path, "d.csv", 'q, a\nx, "hello, world"\ny, z\n')
+    assert population.responses == ["hello, world", "z"]
+
+
 def test_rows_shorter_than_the_header(tmp_path, said) -> None:
     with pytest.raises(DataError, match=r"line 3 has 1 of 3 fields, none for the column 'a'"):
         read(tmp_path, "d.csv", "id,q,a\n1,x,hello\nworld\n2,x,y\n", drop_missing=True)
     population = read(tmp_path, "d.csv", "q,a,more\nx,y,1\nx,z\n,,\nx,u,\n")
     assert population.responses == ["y", "z", "u"]
     assert population.ids == ["1", "2", "4"]
-    assert "1 rows have fewer fields" in said()
-    assert "1 rows without any text" in said()
+    assert "fewer fields than in the header in 1 of 4 rows" in said()
+    assert "1 of 4 rows hold no text" in said()
     # A separator at the end of every line is no column.
     assert read(tmp_path, "d.csv", "q,a\nx,y,\nx,z,\n").responses == ["y", "z"]
 

