@@ -1,10 +1,11 @@
 """Where the time of a small run goes: the demo with nothing compiled before, step by step.
 
 Runs `mop run demo` in a process of its own, with an empty cache of compiled programs and an empty
-run folder, and prints for each step its wall time, its processor time (all threads), and how much
-of the latter went into preparing programs (tracing and lowering) and into compiling them, and how
+run folder, and prints for each step its wall time, its processor time (all threads), how much of
+the latter went into preparing programs (tracing and lowering) and into compiling them, and how
 many there were; then the programs that took longest. `--warm` adds a second run, which finds the
-first one's programs. Processor times hardly depend on what else a machine does; wall times do.
+first one's programs. Processor times depend little on what else a machine does; those of compiling
+include what is computed beside it.
 
     python benchmarks/small_run.py [--config demo] [--warm]
 """

@@ -1,15 +1,8 @@
 from .arviz_export import to_inference_data, write_netcdf
+from .files import load_posterior, save_posterior
+from .guides import GUIDES, AutoWhitenedNormal
 from .nuts import fit_nuts
-from .posterior import (
-    GateDraws,
-    Posterior,
-    gate_at,
-    load_posterior,
-    make_posterior,
-    posterior_draws,
-    read_metadata,
-    save_posterior,
-)
+from .posterior import GateDraws, Posterior, gate_at, make_posterior, posterior_draws
 from .predictive import (
     log_likelihood_draws,
     persona_responsibilities,
@@ -21,6 +14,8 @@ from .simulation import ComponentDraws, SimulatedResponse, draw_components, simu
 from .svi import ConvergenceReport, SVIFit, convergence_report, default_optimizer, fit_svi
 
 __all__ = [
+    "GUIDES",
+    "AutoWhitenedNormal",
     "ComponentDraws",
     "ConvergenceReport",
     "GateDraws",
@@ -39,7 +34,6 @@ __all__ = [
     "persona_responsibilities",
     "posterior_draws",
     "posterior_predictive_log_prob",
-    "read_metadata",
     "responsibilities",
     "save_posterior",
     "simulate",

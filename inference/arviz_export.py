@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -17,49 +19,86 @@ with warnings.catch_warnings():
     import arviz
 
 from mop_jax import atomic
-from mop_jax.inference.posterior import Posterior
+from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.predictive import log_likelihood_draws
+from mop_jax.inference.simulation import SimulatedResponse
 from mop_jax.models.data import MixtureData
+
+RESPONSE_STATISTICS: dict[str, Callable[[str], float]] = {
+    "response_words": lambda text: float(len(text.split())),
+    "response_characters": lambda text: float(len(text)),
+}
+"""What predictive checks compare by default: texts are no numbers, these are."""
+
+# ArviZ's R-hat asks for two chains of four draws at least.
+_FEWEST_DRAWS = 4
 
 
 def to_inference_data(
     posterior: Posterior,
     data: MixtureData,
     *,
-    num_chains: int = 1,
-    record_ids: Sequence[str] | None = None,
-    persona_names: Sequence[str] | None = None,
-    exemplar_ids: Sequence[str] | None = None,
+    num_chains: int | None = None,
+    record_ids: Sequence[Any] | None = None,
+    persona_names: Sequence[Any] | None = None,
+    exemplar_ids: Sequence[Any] | None = None,
+    responses: Sequence[str] | None = None,
+    simulated: Sequence[SimulatedResponse] | None = None,
+    statistics: Mapping[str, Callable[[str], float]] | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> arviz.InferenceData:
     """The posterior in ArviZ's groups.
 
     `posterior` holds every site, with `persona` and any other dimension that the model names;
     `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats (so `arviz.loo` runs);
-    `sample_stats` each draw's total `weighted_log_likelihood`; `observed_data` the table of
-    log-likelihoods; `constant_data` candidates, leave-one-out mask and weights; `optimization` the
-    loss trace of SVI.
+    `sample_stats` each draw's total `weighted_log_likelihood`; `constant_data` what the model is
+    given: the table of log-likelihoods, candidates, leave-one-out mask and weights; `optimization`
+    the loss trace of SVI.
+
+    With `responses`, `observed_data` holds statistics of the observed texts (`response_words` and
+    `response_characters`); with `simulated`, `posterior_predictive` holds those of the simulated,
+    so that `arviz.plot_ppc` draws the one beside the other, and the texts, personas and exemplars.
+
+    Draws that are independent (SVI, Laplace) are divided into equal chains. For such draws any
+    division is as good as another, R-hat is 1 up to noise, and the effective sample size is the
+    number of draws: `arviz.summary` has nothing to warn of, and the attribute `draws` says why.
 
     Args:
         posterior: draws, chains concatenated.
         data: the records it was fitted to.
-        num_chains: into how many equal chains the draws divide.
+        num_chains: into how many equal chains the draws divide; by default those of the sampler,
+            or, for independent draws, 4, 2 or 1 as they divide.
         record_ids: coordinate of dimension `record`; 0 … N−1 by default.
         persona_names: coordinate of dimension `persona`.
         exemplar_ids: coordinate of dimension `exemplar`.
-        attributes: further attributes of every group.
+        responses: the observed responses' texts, [N].
+        simulated: responses to the contexts of `data` (their `context_index` counts its records).
+            A draw of `posterior_predictive` is one response for every record that has any; where a
+            record has fewer than another, the rest is NaN and empty text.
+        statistics: name → number of a text; `RESPONSE_STATISTICS` by default.
+        attributes: further attributes of every group; what is neither text nor number becomes JSON.
+
+    Raises:
+        DataError: naming the argument whose size does not fit.
     """
-    num_draws = posterior.num_draws // num_chains
+    num_chains = chains_of(posterior) if num_chains is None else num_chains
+    if num_chains < 1 or posterior.num_draws % num_chains:
+        raise DataError(
+            f"num_chains is {num_chains}, which does not divide the {posterior.num_draws} draws; "
+            "chains must be equally long."
+        )
+    statistics = RESPONSE_STATISTICS if statistics is None else statistics
 
     def by_chain(values: Any) -> np.ndarray:
         values = np.asarray(values)
-        return values.reshape(num_chains, num_draws, *values.shape[1:])
+        return values.reshape(num_chains, -1, *values.shape[1:])
 
     log_likelihood = log_likelihood_draws(posterior, data)
     coords = {
-        "record": _coordinate(record_ids, data.num_records),
-        "persona": _coordinate(persona_names, data.num_personas),
-        "exemplar": _coordinate(exemplar_ids, data.num_exemplars),
+        "record": _coordinate("record_ids", record_ids, data.num_records),
+        "persona": _coordinate("persona_names", persona_names, data.num_personas),
+        "exemplar": _coordinate("exemplar_ids", exemplar_ids, data.num_exemplars),
         "grid_temperature": np.asarray(data.temperature_grid),
     }
     dims = {
@@ -72,22 +111,40 @@ def to_inference_data(
         "log_weight": ["record", "candidate"],
     }
     weighted = np.asarray(log_likelihood) * np.asarray(data.weights)
-    inference_data = arviz.from_dict(
-        posterior={name: by_chain(value) for name, value in posterior.samples.items()},
-        log_likelihood={"response": by_chain(log_likelihood)},
+    names = _variable_names(posterior.samples, dims)
+    groups: dict[str, Any] = {
+        "posterior": {names[name]: by_chain(value) for name, value in posterior.samples.items()},
+        "log_likelihood": {"response": by_chain(log_likelihood)},
         # Not `lp`, which in ArviZ is the log joint density: priors are not in it.
-        sample_stats={"weighted_log_likelihood": by_chain(weighted.sum(1))},
-        observed_data={"response_log_likelihood": np.asarray(data.log_likelihood)},
-        constant_data={
+        "sample_stats": {"weighted_log_likelihood": by_chain(weighted.sum(1))},
+        "constant_data": {
+            "response_log_likelihood": np.asarray(data.log_likelihood),
             "persona_index": np.asarray(data.persona_index),
             "exemplar_index": np.asarray(data.exemplar_index),
             "log_weight": np.asarray(data.log_weight),
             "leave_out": np.asarray(data.leave_out),
             "weight": np.asarray(data.weights),
         },
+    }
+    if responses is not None:
+        texts = _texts("responses", responses, data.num_records)
+        groups["observed_data"] = _statistics(texts, statistics)
+        groups["constant_data"]["response_text"] = texts
+        dims |= {name: ["record"] for name in (*statistics, "response_text")}
+    inference_data = arviz.from_dict(
+        **{name: group for name, group in groups.items() if group},
         coords=coords,
-        dims=dims,
+        dims={names.get(name, name): value for name, value in dims.items()},
     )
+    if simulated is not None:
+        predictive = _predictive_group(simulated, data.num_records, statistics)
+        inference_data.add_groups(
+            {
+                "posterior_predictive": arviz.dict_to_dataset(
+                    predictive, coords=coords, dims={name: ["record"] for name in predictive}
+                )
+            }
+        )
     if len(posterior.losses):
         losses = arviz.dict_to_dataset(
             {"loss": posterior.losses}, dims={"loss": ["step"]}, default_dims=[]
@@ -98,14 +155,31 @@ def to_inference_data(
         "inference_library_version": numpyro.__version__,
         "created_by": "mop_jax",
         "mop_jax_version": version("mop-jax"),
-        "model": posterior.model.__name__,
-        **(attributes or {}),
+        "model": model_name(posterior.model),
+        "sampler": posterior.sampler or "unknown",
+        "draws": _INDEPENDENT if posterior.num_chains is None else "Markov chains",
+        **{_attribute_name(name): _attribute(value) for name, value in (attributes or {}).items()},
     }
     for group in inference_data.groups():
         inference_data[group].attrs.update(provenance)
         # Without the time of day, the same fit makes the same file.
         inference_data[group].attrs.pop("created_at", None)
     return inference_data
+
+
+_INDEPENDENT = (
+    "independent; chains are an equal division of them, so R-hat and effective sample size say "
+    "nothing about how near the guide is to the posterior"
+)
+
+
+def chains_of(posterior: Posterior) -> int:
+    """The sampler's chains; for independent draws 4, 2 or 1 equal parts with draws enough."""
+    if posterior.num_chains is not None:
+        return posterior.num_chains
+    num_draws = posterior.num_draws
+    parts = (4, 2)
+    return next((c for c in parts if num_draws % c == 0 and num_draws // c >= _FEWEST_DRAWS), 1)
 
 
 def site_dims(posterior: Posterior, data: MixtureData) -> dict[str, list[str]]:
@@ -129,13 +203,129 @@ def site_dims(posterior: Posterior, data: MixtureData) -> dict[str, list[str]]:
 
 
 def write_netcdf(path: Any, inference_data: arviz.InferenceData) -> None:
-    """Writes `inference_data` to a NetCDF file, atomically."""
-    with atomic.replacing(path) as temporary:
-        inference_data.to_netcdf(str(temporary), engine="h5netcdf")
+    """Writes `inference_data` to a NetCDF file, atomically.
+
+    Raises:
+        FaultError: if it cannot be written there.
+    """
+    try:
+        with atomic.replacing(path) as temporary:
+            inference_data.to_netcdf(str(temporary), engine="h5netcdf")
+    except OSError as error:
+        raise FaultError(f"{path} could not be written: {error.strerror or error}.") from error
 
 
-def _coordinate(names: Sequence[str] | None, size: int) -> list[Any]:
-    coordinate = list(range(size)) if names is None else list(names)
-    if len(coordinate) != size:
-        raise ValueError(f"{len(coordinate)} names were given for a dimension of size {size}.")
-    return coordinate
+def _predictive_group(
+    simulated: Sequence[SimulatedResponse],
+    num_records: int,
+    statistics: Mapping[str, Callable[[str], float]],
+) -> dict[str, np.ndarray]:
+    """Arrays [1, R, N]: the r-th response to each record, and how it came about."""
+    beyond = [r.context_index for r in simulated if not 0 <= r.context_index < num_records]
+    if beyond or not simulated:
+        what = f"one answers context {beyond[0]}" if beyond else "none is given"
+        raise DataError(
+            f"simulated must hold responses to the {num_records} contexts of data; {what}."
+        )
+    by_record: list[list[SimulatedResponse]] = [[] for _ in range(num_records)]
+    for response in sorted(simulated, key=lambda response: response.sample):
+        by_record[response.context_index].append(response)
+    shape = (1, max(len(own) for own in by_record), num_records)
+    names = ("temperature", "component_log_prob", "response_log_prob")
+    group = {name: np.full(shape, np.nan) for name in (*statistics, *names)}
+    group |= {
+        name: np.full(shape, -1) for name in ("posterior_draw", "chosen_persona", "chosen_exemplar")
+    }
+    group["response_text"] = np.full(shape, "", object)
+    for n, own in enumerate(by_record):
+        for r, response in enumerate(own):
+            row = {
+                **{name: number(response.text) for name, number in statistics.items()},
+                **{name: getattr(response, name) for name in names},
+                "posterior_draw": response.draw,
+                "chosen_persona": response.persona,
+                "chosen_exemplar": response.exemplar,
+                "response_text": _storable(response.text),
+            }
+            for name, value in row.items():
+                group[name][0, r, n] = value
+    return group
+
+
+def _statistics(
+    texts: np.ndarray, statistics: Mapping[str, Callable[[str], float]]
+) -> dict[str, np.ndarray]:
+    return {
+        name: np.asarray([number(text) for text in texts], float)
+        for name, number in statistics.items()
+    }
+
+
+def _texts(argument: str, texts: Sequence[str], size: int) -> np.ndarray:
+    if isinstance(texts, str) or len(texts) != size:
+        found = "one text" if isinstance(texts, str) else f"{len(texts)} texts"
+        raise DataError(f"{argument} holds {found}; data has {size} records.")
+    return np.asarray([_storable(str(text)) for text in texts], object)
+
+
+def _storable(text: str) -> str:
+    # NetCDF's texts end at a zero character, and must be valid Unicode.
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def _variable_names(samples: Mapping[str, Any], dims: Mapping[str, list[str]]) -> dict[str, str]:
+    """Names of the sites' variables: their own, unless a dimension has it."""
+    taken = {"chain", "draw", *(dim for named in dims.values() for dim in named)}
+    names = {name: f"site_{name}" if name in taken else name for name in samples}
+    for name, variable in names.items():
+        if name != variable:
+            warnings.warn(
+                f"Site {name!r} has the name of a dimension; it is exported as {variable!r}.",
+                stacklevel=3,
+            )
+    return names
+
+
+def _coordinate(argument: str, names: Sequence[Any] | None, size: int) -> list[Any]:
+    if names is None:
+        return list(range(size))
+    if isinstance(names, str) or len(names) != size:
+        found = "one text" if isinstance(names, str) else f"{len(names)} names"
+        raise DataError(f"{argument} holds {found}; the dimension has {size} entries.")
+    coordinate = [name.item() if isinstance(name, np.generic) else name for name in names]
+    for kind in (str, int, float):
+        if all(isinstance(name, kind) and not isinstance(name, bool) for name in coordinate):
+            return [_storable(name) for name in coordinate] if kind is str else coordinate
+    return [_storable(str(name)) for name in coordinate]
+
+
+def _attribute_name(name: Any) -> str:
+    if not str(name) or "\0" in str(name):
+        raise DataError(f"An attribute's name is {name!r}; it must be a text that is not empty.")
+    return str(name)
+
+
+def _attribute(value: Any) -> str | int | float:
+    """`value` as NetCDF can hold it: text, a number, or else its JSON."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and "\0" not in value:
+        return _storable(value)
+    if isinstance(value, float) or (type(value) is int and abs(value) < 2**63):
+        return value
+    return json.dumps(_jsonable(value), ensure_ascii=False)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _jsonable(v) for k, v in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _jsonable(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return str(value)

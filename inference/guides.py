@@ -145,18 +145,23 @@ def _mode_and_hessian(
     return np.asarray(mode, np.float64), np.asarray(hessian, np.float64)
 
 
+def _needs_more(kind: type[AutoGuide]) -> bool:
+    """Whether a guide cannot be made of a model alone."""
+    parameters = inspect.signature(kind).parameters.values()
+    named = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    needed = [p.name for p in named if p.default is p.empty]
+    # A list of guides is empty until its parts are added.
+    return inspect.isabstract(kind) or needed != ["model"] or kind is autoguide.AutoGuideList
+
+
 def _by_name() -> dict[str, type[AutoGuide]]:
     """NumPyro's guides that need nothing but a model."""
     found: dict[str, type[AutoGuide]] = {}
     for name, kind in vars(autoguide).items():
-        if not (inspect.isclass(kind) and issubclass(kind, AutoGuide)) or inspect.isabstract(kind):
+        if not (inspect.isclass(kind) and issubclass(kind, AutoGuide)):
             continue
-        parameters = inspect.signature(kind).parameters.values()
-        needed = [
-            p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
-        ]
-        # A list of guides is empty until its parts are added; batched guides need batches.
-        if needed == ["model"] and kind is not autoguide.AutoGuideList and "Batched" not in name:
+        # Batched guides need sites that are alike.
+        if not _needs_more(kind) and "Batched" not in name:
             found[name] = kind
     return dict(sorted(found.items()))
 
@@ -175,7 +180,7 @@ def make_guide(
     bilinear gate, and NumPyro's default start, uniform on (−2, 2), is far outside the prior.
 
     Raises:
-        DataError: if there is no guide of that name.
+        DataError: if there is no guide of that name, or the class needs more than a model.
     """
     if isinstance(guide, str):
         if guide not in GUIDES:
@@ -185,6 +190,10 @@ def make_guide(
             raise DataError(f"guide {guide!r} {reason}; by name: {', '.join(GUIDES)}.")
         guide = GUIDES[guide]
     if isinstance(guide, type):
+        if _needs_more(guide):
+            raise DataError(
+                f"Guide {guide.__name__} needs more than a model; make it, and pass it as it is."
+            )
         return guide(model, init_loc_fn=init_to_sample, **kwargs)
     return guide
 
@@ -205,8 +214,7 @@ def prepare_guide(
 
     The guide would do so itself, by differentiating the whole model op by op to see that its start
     has a finite gradient: half a minute of tiny compilations on a slow CPU. With the likelihood
-    masked out it takes a few seconds, and the first step of the fit checks the loss anyway. A model
-    without latent sites gets a guide without any, whatever was asked for.
+    masked out it takes a few seconds, and the first step of the fit checks the loss anyway.
     """
     if guide.prototype_trace is not None:  # one that has been fitted before
         return guide
@@ -215,10 +223,10 @@ def prepare_guide(
     try:
         with numpyro.handlers.block(), numpyro.handlers.seed(rng_seed=rng_key):
             guide._setup_prototype(data, **model_kwargs)
-    except RuntimeError as error:
-        if "no latent variables" not in str(error):
+    except ValueError as error:
+        if "Batched" not in type(guide).__name__:
             raise
-        return AutoDelta(model)
+        raise DataError(f"{type(guide).__name__} does not suit the model: {error}") from error
     finally:
         guide.model = model
     if isinstance(guide, AutoContinuous):

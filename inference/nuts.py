@@ -10,7 +10,9 @@ import numpy as np
 from numpyro.infer import MCMC, NUTS, init_to_sample
 
 from mop_jax.distributions import PersonaMixture
-from mop_jax.inference.posterior import Posterior, make_posterior
+from mop_jax.errors import DataError
+from mop_jax.inference.posterior import Posterior, make_posterior, model_name
+from mop_jax.inference.svi import latent_sites
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
 
@@ -30,9 +32,10 @@ def fit_nuts(
 ) -> tuple[Posterior, MCMC]:
     """Samples the posterior of `model` with NUTS.
 
-    Components are identified by their fixed texts, so chains can be compared persona by persona;
-    the gate's own weights are identified only up to a rotation of its P dimensions, so judge
-    convergence by the gate (`gate_at`), temperatures and log-likelihoods, not by kernels.
+    Components are identified by their fixed texts, so chains can be compared persona by persona,
+    and the linear gate's weights one by one. A bilinear gate's kernels are identified only up to a
+    rotation of its P dimensions: judge its convergence by the gate (`gate_at`), temperatures and
+    log-likelihoods.
 
     Args:
         rng_key: decides everything.
@@ -48,8 +51,16 @@ def fit_nuts(
 
     Returns:
         The posterior, chains concatenated, and the `MCMC` object for its diagnostics.
+
+    Raises:
+        DataError: if the model has no latent sites.
     """
     kwargs = dict(model_kwargs or {})
+    if not latent_sites(model, data, kwargs):
+        raise DataError(
+            f"{model_name(model)} has no latent sites with these arguments, so there is nothing to "
+            "sample; posterior_draws(fit_svi(…)) is its one draw."
+        )
     mcmc = MCMC(
         NUTS(model, **{"init_strategy": init_to_sample, **nuts_kwargs}),
         num_warmup=num_warmup,
@@ -60,4 +71,5 @@ def fit_nuts(
     )
     mcmc.run(rng_key, data, **kwargs)
     samples = {name: np.asarray(value) for name, value in mcmc.get_samples().items()}
-    return make_posterior(samples, data, model, kwargs), mcmc
+    posterior = make_posterior(samples, data, model, kwargs, sampler="NUTS", num_chains=num_chains)
+    return posterior, mcmc

@@ -7,31 +7,25 @@ The same functions serve every model that returns its `PersonaMixture`, a resear
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-import mop_jax.distributions
-from mop_jax import atomic, models
+from mop_jax import models
 from mop_jax.distributions import MixingDistribution, PersonaMixture
-from mop_jax.errors import DataError, FaultError
+from mop_jax.errors import DataError
 from mop_jax.inference.guides import sample_guide
 from mop_jax.inference.svi import SVIFit
-from mop_jax.models.data import FeatureMap, FeatureMaps, MixtureData
-
-_FORMAT = "mop-jax posterior 1"
-_HEADER_KEY = "mop_jax"
+from mop_jax.models.data import MixtureData
 
 
-class Posterior(NamedTuple):
+@dataclass(frozen=True, repr=False, eq=False)
+class Posterior:
     """Draws from the posterior of a mixture-of-personas model.
 
     Attributes:
@@ -40,8 +34,11 @@ class Posterior(NamedTuple):
         model_kwargs: what it was called with, besides the data.
         data: personas, exemplars, feature maps and temperature grid of the fit (one placeholder
             record).
-        params: the guide's parameters, where there was a guide.
+        params: the guide's parameters, where there was a guide, as nested as they come.
         losses: the fit's loss trace [num_steps], where there was one.
+        sampler: what made the draws: "NUTS", a guide's name, or nothing.
+        num_chains: how many Markov chains of equal length the draws are, one after another; None
+            for independent draws.
     """
 
     samples: dict[str, Any]
@@ -50,11 +47,38 @@ class Posterior(NamedTuple):
     data: MixtureData
     params: dict[str, Any]
     losses: np.ndarray
+    sampler: str = ""
+    num_chains: int | None = None
 
     @property
     def num_draws(self) -> int:
         """S."""
         return len(next(iter(self.samples.values()))) if self.samples else 1
+
+    def __len__(self) -> int:
+        """S."""
+        return self.num_draws
+
+    def __repr__(self) -> str:
+        """One line: arrays say little and fill pages."""
+        draws = "1 draw" if self.num_draws == 1 else f"{self.num_draws} draws"
+        sampler = f" by {self.sampler}" if self.sampler else ""
+        return (
+            f"<Posterior of {model_name(self.model)}: {draws}{sampler} of "
+            f"{', '.join(self.samples) or 'no site'}; {self.data.num_personas} personas, "
+            f"{self.data.num_exemplars} exemplars>"
+        )
+
+    def replace(self, **changes: Any) -> Posterior:
+        """A copy with other values of some attributes."""
+        return replace(self, **changes)
+
+
+def model_name(model: Any) -> str:
+    """A model's name for a reader; a partial application has that of its function."""
+    while not hasattr(model, "__name__") and hasattr(model, "func"):
+        model = model.func
+    return getattr(model, "__name__", type(model).__name__)
 
 
 class GateDraws(NamedTuple):
@@ -87,12 +111,23 @@ class GateDraws(NamedTuple):
 
 
 def posterior_draws(fit: SVIFit, rng_key: jax.Array, num_draws: int = 200) -> Posterior:
-    """`num_draws` independent draws from the fitted guide (all equal under "AutoDelta")."""
+    """`num_draws` independent draws from the fitted guide (all equal under "AutoDelta").
+
+    A model without latent sites has one draw, of nothing.
+    """
     if num_draws < 1:
         raise DataError(f"num_draws is {num_draws}; at least 1 is needed.")
+    if fit.guide is None:  # no site to draw: the posterior is one point
+        return make_posterior({}, fit.data, fit.model, fit.model_kwargs)
     samples = sample_guide(fit.guide, rng_key, fit.params, fit.data, fit.model_kwargs, num_draws)
     return make_posterior(
-        samples, fit.data, fit.model, fit.model_kwargs, params=fit.params, losses=fit.losses
+        samples,
+        fit.data,
+        fit.model,
+        fit.model_kwargs,
+        params=fit.params,
+        losses=fit.losses,
+        sampler=type(fit.guide).__name__,
     )
 
 
@@ -104,6 +139,8 @@ def make_posterior(
     *,
     params: Mapping[str, Any] | None = None,
     losses: np.ndarray | None = None,
+    sampler: str = "",
+    num_chains: int | None = None,
 ) -> Posterior:
     """A `Posterior` from draws [S, ...] however they were made (`fit_nuts` uses it)."""
     kwargs = {k: v for k, v in (model_kwargs or {}).items() if k != "subsample_size"}
@@ -113,8 +150,10 @@ def make_posterior(
         model,
         kwargs,
         jax.tree.map(np.asarray, reference),
-        jax.tree.map(np.asarray, dict(params or {})),  # a flow's parameters are nested
+        jax.tree.map(np.asarray, dict(params or {})),
         np.zeros(0, np.float32) if losses is None else np.asarray(losses),
+        sampler,
+        num_chains,
     )
 
 
@@ -187,135 +226,3 @@ def gate_at(
 
     contexts = np.asarray(context_embeddings, posterior.data.context_embeddings.dtype)
     return map_draws(posterior, posterior.data.at_contexts(contexts, leave_out), gate)
-
-
-def save_posterior(
-    path: Any, posterior: Posterior, *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Writes `posterior` to one safetensors file, atomically; no pickles.
-
-    Args:
-        path: where to.
-        posterior: what.
-        metadata: further strings to keep in the file's header (`read_metadata` returns them).
-
-    Raises:
-        DataError: if an argument of the model cannot be written as JSON.
-    """
-    header = {
-        "format": _FORMAT,
-        "model": posterior.model.__name__,
-        "model_kwargs": _encode_kwargs(posterior.model_kwargs),
-        "metadata": dict(metadata or {}),
-    }
-    tensors = {name: np.array(value, order="C") for name, value in _tensors(posterior)}
-    # One key: safetensors writes several in an order that changes from run to run.
-    text = json.dumps(header, sort_keys=True)
-    atomic.write_bytes(path, save(tensors, metadata={_HEADER_KEY: text}))
-
-
-def load_posterior(path: Any, *, model: Callable[..., PersonaMixture] | None = None) -> Posterior:
-    """Reads what `save_posterior` wrote, bit for bit.
-
-    Args:
-        path: the file.
-        model: the model function; needed for a model of one's own, since files never hold code.
-
-    Raises:
-        FaultError: if the file is missing, damaged, or of another kind.
-        DataError: if it names a model that `mop_jax.models` lacks and none is given.
-    """
-    with _open(path) as file:
-        header = _header(path, file)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if model is None:
-        model = getattr(models, header["model"], None)
-        if model is None:
-            raise DataError(
-                f"{path} was fitted with a model named {header['model']!r}, which mop_jax.models "
-                "does not have; pass the function as model=…"
-            )
-
-    def group(prefix: str) -> dict[str, np.ndarray]:
-        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-    arrays, maps = group("data/"), group("feature_map/")
-    feature_maps = FeatureMaps(
-        *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
-    )
-    data = MixtureData(**arrays, feature_maps=feature_maps)
-    samples, kwargs = group("samples/"), _decode_kwargs(header["model_kwargs"])
-    if model is models.mixture_of_personas and "gate.context_kernel" in samples:
-        # Files from before there was a choice of gates do not name the paper's.
-        kwargs.setdefault("gate", "bilinear")
-    return Posterior(
-        samples,
-        model,
-        kwargs,
-        data,
-        group("params/"),
-        tensors["losses"],
-    )
-
-
-def read_metadata(path: Any) -> dict[str, str]:
-    """The strings that `save_posterior` was given as `metadata`."""
-    with _open(path) as file:
-        return _header(path, file)["metadata"]
-
-
-@contextmanager
-def _open(path: Any) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise FaultError(f"{path} is not a readable safetensors file ({error}).") from error
-
-
-def _header(path: Any, file: Any) -> dict[str, Any]:
-    header = json.loads((file.metadata() or {}).get(_HEADER_KEY, "{}"))
-    if header.get("format") != _FORMAT:
-        raise FaultError(f"{path} is not a saved posterior (its header does not say {_FORMAT!r}).")
-    return header
-
-
-def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
-    for kind, arrays in (("samples", posterior.samples), ("params", posterior.params)):
-        for name, value in arrays.items():
-            yield f"{kind}/{name}", value
-    for name, value in posterior.data._asdict().items():
-        if name != "feature_maps":
-            yield f"data/{name}", value
-    for kind, feature_map in posterior.data.feature_maps._asdict().items():
-        yield f"feature_map/{kind}/mean", feature_map.mean
-        yield f"feature_map/{kind}/basis", feature_map.basis
-    yield "losses", posterior.losses
-
-
-def _encode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    # The one class among a shipped model's arguments, its distribution, is kept by its name; a gate
-    # of one's own is code, which no file holds.
-    plain = {
-        name: {"distribution": value.__name__}
-        if isinstance(value, type) and issubclass(value, PersonaMixture)
-        else value
-        for name, value in kwargs.items()
-    }
-    try:
-        return json.loads(json.dumps(plain))
-    except TypeError as error:
-        raise DataError(
-            f"A model argument cannot be written as JSON ({error}); numbers, strings, booleans and "
-            "distribution classes of mop_jax.distributions can. A gate of your own belongs into "
-            "the registry mop_jax.models.GATES, to be given by its name, or into a model of yours."
-        ) from error
-
-
-def _decode_kwargs(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: getattr(mop_jax.distributions, value["distribution"])
-        if isinstance(value, dict) and set(value) == {"distribution"}
-        else value
-        for name, value in kwargs.items()
-    }

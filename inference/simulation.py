@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, gate_at
 from mop_jax.lm.base import Generation, SamplingModel
@@ -229,22 +230,24 @@ def simulate(
         ]
         responses.extend(fresh)
         on_responses(fresh)
+        advance(len(fresh))
 
-    language_model.sample_pairs(
-        prefixes,
-        [prompt.request for prompt in built],
-        np.asarray([(place[prompt.prefix], s) for s, prompt in enumerate(built)]),
-        seed=seed,
-        temperature=paths.temperature,
-        sample_ids=samples,
-        end_ids=[prompts.end_ids],
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        max_new_tokens=max_new_tokens,
-        skip=skipped,
-        on_generated=collect,
-    )
+    with progress.task("Simulating responses", num_samples, found=int(skipped.sum())) as advance:
+        language_model.sample_pairs(
+            prefixes,
+            [prompt.request for prompt in built],
+            np.asarray([(place[prompt.prefix], s) for s, prompt in enumerate(built)]),
+            seed=seed,
+            temperature=paths.temperature,
+            sample_ids=samples,
+            end_ids=[prompts.end_ids],
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            max_new_tokens=max_new_tokens,
+            skip=skipped,
+            on_generated=collect,
+        )
     return sorted(responses, key=lambda response: response.sample)
 
 

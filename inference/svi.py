@@ -9,17 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import optax
-from numpyro.infer import SVI
+from numpyro.infer import SVI, init_to_sample
 from numpyro.infer.autoguide import AutoGuide
 
 from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.checkpoints import FitCheckpoints, Progress, fingerprint
 from mop_jax.inference.guides import DEFAULT_GUIDE, make_guide, make_loss, prepare_guide
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
@@ -51,7 +54,8 @@ class SVIFit(NamedTuple):
 
     Attributes:
         params: the guide's parameters.
-        guide: the guide, whose `sample_posterior(rng_key, params, …)` draws from it.
+        guide: the guide, whose `sample_posterior(rng_key, params, …)` draws from it; None for a
+            model without latent sites, which has nothing to fit.
         losses: negative ELBO of every step, nats for the whole population, [num_steps].
         convergence: see `ConvergenceReport`.
         model: the NumPyro model.
@@ -60,12 +64,18 @@ class SVIFit(NamedTuple):
     """
 
     params: dict[str, Any]
-    guide: AutoGuide
+    guide: AutoGuide | None
     losses: np.ndarray
     convergence: ConvergenceReport
     model: Callable[..., Any]
     model_kwargs: dict[str, Any]
     data: MixtureData
+
+    def __repr__(self) -> str:
+        """One line: arrays say little and fill pages."""
+        guide = type(self.guide).__name__ if self.guide is not None else "no guide"
+        name = getattr(self.model, "__name__", repr(self.model))
+        return f"<SVIFit of {name}, {guide}, {len(self.losses)} steps: {self.convergence.reason}>"
 
 
 ROUNDS = (500, 1000, 2000, 4000)
@@ -99,6 +109,7 @@ def fit_svi(
     num_particles: int = 4,
     tolerance: float = 0.02,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> SVIFit:
     """Fits a guide to the posterior of `model` by maximising the ELBO.
 
@@ -117,6 +128,10 @@ def fit_svi(
         num_particles: draws of the guide per step.
         tolerance: of the convergence report, nats per record.
         progress: whether to show a progress bar.
+        checkpoint: a folder from which a fit that was killed goes on, to the same last bit. Every
+            few seconds the optimiser's state is saved there; a finished fit that took longer than
+            that leaves its last state, and comes back at once. Only the very same fit (key, data,
+            model, guide, optimiser, steps) finds it. The folder may be removed at any time.
 
     Raises:
         FaultError: if the loss stops being a finite number; names the step.
@@ -146,57 +161,145 @@ def fit_svi(
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; at least 1 is needed.")
         run_kwargs["subsample_size"] = batch_size
+    if not latent_sites(model, data, run_kwargs):
+        return _nothing_to_fit(model, kwargs, data)
     setup_key, run_key = jax.random.split(rng_key)
     auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
     state = jax.jit(svi.init)(run_key, data)  # compiled whole: op by op it takes seconds
-
-    @jax.jit
-    def run_chunk(state: Any, data: MixtureData, num: jax.Array) -> tuple[Any, jax.Array]:
-        def step(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-            state, losses = carry
-            state, loss_value = svi.update(state, data)
-            return state, losses.at[i].set(loss_value)
-
-        # A loop of variable length: one compilation serves the last, shorter chunk too.
-        losses = jnp.zeros(chunk, data.log_likelihood.dtype)
-        return jax.lax.fori_loop(0, num, step, (state, losses))
-
     rounds = ROUNDS if num_steps is None else (num_steps,)
-    chunk = max(1, min(100, -(-rounds[0] // 20)))
-    losses = np.zeros(0, data.log_likelihood.dtype)
-    silence = nullcontext() if progress else progress_bars.enabled(False)
-    with silence:
+    steps = _Steps(svi, state, data, rounds, checkpoint, tolerance)
+    end = 0
+    with nullcontext() if progress else progress_bars.enabled(False):
         for number, length in enumerate(rounds):
+            end += length
             title = "Fitting the gate" if number == 0 else "Fitting the gate further"
             with progress_bars.task(title, total=length) as advance:
-                for done in range(0, length, chunk):
-                    num = min(chunk, length - done)
-                    state, chunk_losses = run_chunk(state, data, num)
-                    losses = np.concatenate([losses, np.asarray(chunk_losses)[:num]])
-                    _refuse_bad_loss(losses, num)
-                    advance(num)
-            report = convergence_report(losses[-length:], float(np.sum(data.weights)), tolerance)
+                advance(min(length, max(0, length - (end - len(steps.losses)))))
+                while len(steps.losses) < end:
+                    advance(steps.run(end))
+            report = convergence_report(
+                steps.losses[end - length : end], float(np.sum(data.weights)), tolerance
+            )
             if report.converged:
                 break
+    steps.close()
     # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
     params = {
         name: value
-        for name, value in jax.jit(svi.get_params)(state).items()
+        for name, value in jax.jit(svi.get_params)(steps.state).items()
         if jax.tree.leaves(value)
     }
-    return SVIFit(params, auto_guide, losses, report, model, kwargs, data)
+    return SVIFit(params, auto_guide, steps.losses, report, model, kwargs, data)
 
 
-def _refuse_bad_loss(losses: np.ndarray, num_new: int) -> None:
-    bad = np.flatnonzero(~np.isfinite(losses[-num_new:]))
-    if bad.size:
-        step = len(losses) - num_new + bad[0]
-        raise FaultError(
-            f"The loss is {losses[step]} at step {step + 1}; a smaller learning rate or a tighter "
-            "prior usually helps."
+def latent_sites(
+    model: Callable[..., Any], data: MixtureData, model_kwargs: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's unobserved sample sites; nothing is computed."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note_shapes() -> None:
+        # Not plain draws: an improper prior has none.
+        drawn = numpyro.handlers.substitute(
+            numpyro.handlers.seed(model, 0), substitute_fn=init_to_sample
         )
+        trace = numpyro.handlers.trace(drawn).get_trace(data, **model_kwargs)
+        for name, site in trace.items():
+            if site["type"] == "sample" and not site["is_observed"]:
+                shapes[name] = np.shape(site["value"])
+
+    jax.eval_shape(note_shapes)
+    return shapes
+
+
+def _nothing_to_fit(
+    model: Callable[..., Any], model_kwargs: dict[str, Any], data: MixtureData
+) -> SVIFit:
+    """The fit of a model without latent sites: no steps, and nothing that could still change."""
+    log_density, _ = numpyro.infer.util.log_density(model, (data,), model_kwargs, {})
+    loss = -float(log_density) / float(np.sum(data.weights))
+    reason = "Converged: the model has no latent sites, so there is nothing to fit."
+    report = ConvergenceReport(True, reason, 0.0, 0.0, 0.0, loss)
+    return SVIFit({}, None, np.zeros(0, np.float32), report, model, model_kwargs, data)
+
+
+class _Steps:
+    """Steps of an optimiser, a chunk at a time, from a checkpoint where there is one.
+
+    Attributes:
+        state: after the steps so far.
+        losses: of the steps so far.
+    """
+
+    def __init__(
+        self,
+        svi: SVI,
+        state: Any,
+        data: MixtureData,
+        rounds: tuple[int, ...],
+        checkpoint: str | Path | None,
+        tolerance: float,
+    ) -> None:
+        """`state` is the first one; `rounds` and `tolerance` decide when the fit is finished."""
+        self.losses = np.zeros(0, data.log_likelihood.dtype)
+        # NumPy on the way: a weakly typed first state would differ in type from the next.
+        self.state = jax.tree.map(_strongly_typed, state)
+        self._data = data
+        self._chunk = chunk = max(1, min(100, -(-rounds[0] // 20)))
+        self._compiled: Any = None
+
+        @jax.jit
+        def run(state: Any, data: MixtureData, num: jax.Array) -> tuple[Any, jax.Array]:
+            def step(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
+                state, losses = carry
+                state, loss_value = svi.update(state, data)
+                return state, losses.at[i].set(loss_value)
+
+            # A loop of variable length: one compilation serves the last, shorter chunk too.
+            losses = jnp.zeros(chunk, data.log_likelihood.dtype)
+            return jax.lax.fori_loop(0, num, step, (state, losses))
+
+        self._lowered = run.lower(self.state, data, np.int32(chunk))
+        self._checkpoints = None
+        if checkpoint is not None:
+            key = fingerprint(self._lowered, self.state, data, (*rounds, tolerance))
+            self._checkpoints = FitCheckpoints(checkpoint, key)
+            found = self._checkpoints.restore(self.state)
+            self.state, self.losses = found or (self.state, self.losses)
+
+    def run(self, until: int) -> int:
+        """Does the next chunk, to step `until` at most; returns how many steps that were.
+
+        Raises:
+            FaultError: if a loss is not finite; names the step.
+        """
+        # Not before: a fit that is found finished needs no program.
+        self._compiled = self._compiled or self._lowered.compile()
+        num = min(self._chunk, until - len(self.losses))
+        self.state, losses = self._compiled(self.state, self._data, np.int32(num))
+        self.losses = np.append(self.losses, np.asarray(losses)[:num])
+        bad = np.flatnonzero(~np.isfinite(self.losses[-num:]))
+        if bad.size:
+            step = len(self.losses) - num + int(bad[0])
+            raise FaultError(
+                f"The loss is {self.losses[step]} at step {step + 1}; a smaller learning rate or a "
+                "tighter prior usually helps."
+            )
+        if self._checkpoints is not None:
+            self._checkpoints.save(Progress(self.state, self.losses))
+        return num
+
+    def close(self) -> None:
+        """Ends what writes checkpoints."""
+        if self._checkpoints is not None:
+            self._checkpoints.close()
+
+
+def _strongly_typed(leaf: Any) -> Any:
+    is_key = jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
+    return leaf if is_key else jnp.asarray(np.asarray(leaf))
 
 
 def convergence_report(

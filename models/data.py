@@ -8,6 +8,7 @@ records, so that contexts met later (held-out, simulated) pass through the very 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,6 +119,19 @@ class MixtureData(NamedTuple):
             log_weight=np.zeros((num_records, 1), np.float32),
             log_likelihood=np.zeros((num_records, 1, len(self.temperature_grid)), np.float32),
         )
+
+
+def concatenated(parts: Sequence[MixtureData]) -> MixtureData:
+    """Records of several data sets one below the other; personas and all else are the first's.
+
+    Args:
+        parts: data sets with equally many candidates.
+    """
+    per_record: dict[str, Any] = {
+        name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+        for name in _PER_RECORD
+    }
+    return parts[0]._replace(**per_record)
 
 
 def mixture_data(

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mop_jax import progress
+from mop_jax import interruption, progress
 from mop_jax.errors import MopError
 from mop_jax.pipeline.steps import BY_NAME
 
@@ -274,12 +274,13 @@ def _one_sentence() -> Iterator[None]:
     1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
     """
     try:
-        with progress.on_by_default(), _notes_on_stderr():
+        with interruption.orderly(), progress.on_by_default(), _notes_on_stderr():
             yield
     except MopError as error:
         _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
-        _fail("Interrupted; finished work is kept, the same command goes on from here.", 130)
+        interruption.end_if_watched()
+        _fail(interruption.SENTENCE, interruption.STATUS)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

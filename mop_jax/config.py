@@ -164,13 +164,26 @@ class PromptConfig(_Section):
 
 
 class CandidatesConfig(_Section):
-    """Which components are scored for which record (design: `full`, `importance`, …)."""
+    """Which components are scored for which training record (design: `full`, `importance`, …).
+
+    `num_candidates` is what is scored for a record in all. `importance` candidates come in rounds:
+    a first one by similarity, a second by what that scored, and `refresh` more (one by default),
+    each proposed by the gate fitted to those before. These end early when one tightens the bound by
+    less than `refresh_tolerance` nats per record (see `RoundReport`). `renormalised` candidates, of
+    which `num_candidates` are chosen anew in each round, have none by default.
+    """
 
     method: Literal["importance", "full", "renormalised"] = "importance"
     num_candidates: int = Field(32, ge=1)
     uniform_share: float = Field(0.5, gt=0, le=1)
     similarity_temperature: float = Field(0.2, gt=0)
-    refresh: int = Field(0, ge=0)
+    refresh: int | None = Field(None, ge=0)
+    refresh_tolerance: float = Field(0.02, ge=0)
+
+    @property
+    def num_refreshes(self) -> int:
+        """How many rounds may follow the first."""
+        return int(self.method == "importance") if self.refresh is None else self.refresh
 
 
 class TemperatureConfig(_Section):
@@ -225,9 +238,13 @@ class InferenceConfig(_Section):
 
 
 class EvaluationConfig(_Section):
-    """Held-out evaluation; the candidates are doubled once, to check that they are enough."""
+    """Held-out evaluation, with `num_candidates` components scored for each record in all.
 
-    num_candidates: int = Field(32, ge=2)
+    The first half is proposed by the fitted gate and by similarity, the second by what the first
+    scored too; how far the second moves the result says whether they are enough.
+    """
+
+    num_candidates: int = Field(64, ge=2)
 
 
 class SimulationConfig(_Section):

@@ -208,7 +208,7 @@ def suggest_config(
         f"personas: {{num_personas: {personas}}}",
         f"exemplars: {{num_exemplars: {exemplars}}}",
         f"candidates: {{num_candidates: {candidates}}}",
-        f"evaluation: {{num_candidates: {candidates}}}",
+        f"evaluation: {{num_candidates: {min(64, personas * exemplars)}}}",
     ]
     text = "\n".join(lines) + "\n"
     parse_config(text, f"the configuration for {name}")

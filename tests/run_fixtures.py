@@ -254,7 +254,7 @@ class Materials(NamedTuple):
             "exemplars": {"num_exemplars": 4},
             "candidates": {"num_candidates": 4},
             "inference": {"num_steps": 60, "num_draws": 8},
-            "evaluation": {"num_candidates": 3},
+            "evaluation": {"num_candidates": 6},
             "simulation": {"num_samples": 20, "max_new_tokens": 8},
         }
         for section, content in copy.deepcopy(changes).items():

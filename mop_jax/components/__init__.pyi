@@ -1,12 +1,12 @@
 from .candidates import (
     CandidateSet,
+    extended_candidates,
     full_candidates,
     importance_candidates,
     renormalised_candidates,
-    top_candidates,
 )
 from .components import Components, LeaveOut, Method
-from .exemplars import cross_strata, leave_out_mask, select_exemplars
+from .exemplars import cross_strata, group_mask, leave_out_mask, refuse_twins, select_exemplars
 from .personas import (
     Persona,
     cluster_records,
@@ -22,6 +22,7 @@ from .proposals import (
     defensive_proposal,
     gate_proposal,
 )
+from .surrogate import Scores, Surrogate, fit_surrogate, scores_of
 
 __all__ = [
     "CandidateSet",
@@ -31,19 +32,25 @@ __all__ = [
     "Method",
     "Persona",
     "Proposal",
+    "Scores",
+    "Surrogate",
     "TableProposal",
     "cluster_records",
     "cross_strata",
     "defensive_proposal",
+    "extended_candidates",
+    "fit_surrogate",
     "full_candidates",
     "gate_proposal",
+    "group_mask",
     "importance_candidates",
     "leave_out_mask",
     "read_personas",
     "record_texts",
+    "refuse_twins",
     "renormalised_candidates",
+    "scores_of",
     "select_exemplars",
     "synthesise_personas",
-    "top_candidates",
     "write_personas",
 ]

@@ -12,9 +12,12 @@ the missing ones enter the likelihood is the `method` of a `CandidateSet`:
 
 Draws are *systematic*: the C points (v + c/C) mod 1 with one uniform offset v per record are sent
 through the inverse distribution function of the proposal. The expected number of draws of a pair is
-C·q exactly, and its variance is far below that of independent draws. Since v is uniform on the
-whole circle, every second point is again a systematic set: sets are nested (`halved`), and asking
-for 2C candidates under the same seed keeps the first C.
+C·q exactly, and its variance is far below that of independent draws.
+
+Sets grow in rounds (`extended_candidates`): what was scored is known and counts in full, and a draw
+without replacement from all the rest stands for what is not known (Horvitz and Thompson, 1952). Its
+proposal may depend on everything that was scored before, on a gate fitted to it, say: for fixed θ,
+p̂ is unbiased whatever the earlier rounds were, since the last round's draws are new.
 """
 
 from __future__ import annotations
@@ -44,11 +47,12 @@ __all__ = [
     "Proposal",
     "TableProposal",
     "defensive_proposal",
+    "extended_candidates",
     "full_candidates",
     "gate_proposal",
+    "half_sets",
     "importance_candidates",
     "renormalised_candidates",
-    "top_candidates",
 ]
 
 # A table of proposals for all pairs, [n, K, J] float64, is built for this many entries at a time.
@@ -62,8 +66,10 @@ class CandidateSet(NamedTuple):
     Attributes:
         persona_index: int32 [N, C].
         exemplar_index: int32 [N, C].
-        log_weight: float64 [N, C], nats; −log q − log C for `importance`, 0 for `full` and
-            `renormalised`, −∞ for padding (left-out pairs and repeated draws).
+        log_weight: float64 [N, C], nats; for `importance` minus the logarithm of the expected
+            number of draws (C q in a first round; in later ones 1 for what was known, and the
+            probability of inclusion for what is new), 0 for `full` and `renormalised`, −∞ for
+            padding (left-out pairs and repeated draws).
         method: "full", "importance" or "renormalised".
     """
 
@@ -82,26 +88,13 @@ class CandidateSet(NamedTuple):
         """C."""
         return self.persona_index.shape[1]
 
-    def halved(self) -> CandidateSet:
-        """Every second candidate of an `importance` set: the same estimate with C/2 candidates.
-
-        Comparing an estimate with that of its half says whether C is large enough.
-
-        Raises:
-            DataError: if the set is not an `importance` set, or C is odd.
-        """
-        if self.method != "importance":
-            raise DataError(
-                f"A candidate set of method {self.method!r} cannot be halved; only importance can."
-            )
-        if self.num_candidates % 2:
-            raise DataError(
-                f"A set of {self.num_candidates} candidates cannot be halved; use an even number."
-            )
+    def padded(self, num_candidates: int) -> CandidateSet:
+        """The same set with padding up to C = `num_candidates`, so that rounds have one shape."""
+        wide = ((0, 0), (0, num_candidates - self.num_candidates))
         return CandidateSet(
-            self.persona_index[:, ::2],
-            self.exemplar_index[:, ::2],
-            self.log_weight[:, ::2] + np.log(2.0),
+            np.pad(self.persona_index, wide),
+            np.pad(self.exemplar_index, wide),
+            np.pad(self.log_weight, wide, constant_values=-np.inf),
             self.method,
         )
 
@@ -192,28 +185,130 @@ def renormalised_candidates(
     return CandidateSet(draws.persona, draws.exemplar, log_weight, "renormalised")
 
 
-def top_candidates(proposal: Proposal | ArrayLike, num_candidates: int) -> CandidateSet:
-    """The C most probable pairs of each record: the paper's sparse gate, for M = C.
+def extended_candidates(
+    known: CandidateSet,
+    proposal: Proposal | ArrayLike,
+    num_candidates: int,
+    seed: int,
+    *,
+    record_keys: Sequence[str] | None = None,
+) -> CandidateSet:
+    """What is known already, and as many new pairs as make C distinct ones for each record.
 
-    Ties go to the lower persona, then exemplar. Pairs of probability zero are padding.
+    New pairs are drawn systematically without replacement from those of positive probability that
+    are not known, with inclusion probabilities π = min(1, t q) that sum to their number. In
+    p̂ = Σ_known f + Σ_new f / π only the unknown remainder is estimated, and the pairs that the
+    proposal is sure of are included for certain.
+
+    Args:
+        known: an `importance` set; its distinct pairs count as scored.
+        proposal: q_i(k, j), as for `importance_candidates`; positive wherever a pair is allowed,
+            and made without looking at this call's draws.
+        num_candidates: C, the distinct pairs of each record in all (or all of them, where there are
+            no more), and the width of the set.
+        seed: of the draws; each round needs one of its own.
+        record_keys: see `importance_candidates`.
+
+    Raises:
+        DataError: if the set is of another method or its distinct pairs leave no draw for the rest,
+            or on a proposal that is no distribution.
     """
     source = as_proposal(proposal)
-    _, num_personas, num_exemplars = source.shape
+    num_records, num_personas, num_exemplars = source.shape
     check_count("num_candidates", num_candidates)
-    if num_candidates > num_personas * num_exemplars:
-        raise DataError(
-            f"{num_candidates} candidates were asked for, but there are only "
-            f"{num_personas} x {num_exemplars} components."
+    if known.method != "importance":
+        raise DataError(f"A set of method {known.method!r} is not extended; only importance is.")
+    keys = _record_keys(record_keys, num_records, seed)
+    shape = (num_records, num_candidates)
+    pairs, log_weight = np.zeros(shape, np.int64), np.full(shape, -np.inf)
+    for row, exemplar, persona in _each_record(source):
+        live = known.log_weight[row] > -np.inf
+        code = known.persona_index[row].astype(np.int64) * num_exemplars + known.exemplar_index[row]
+        old = np.unique(code[live])
+        joint = (persona * exemplar).ravel()
+        joint[old] = 0.0
+        # Without a single draw nothing would stand for what is not known.
+        if len(old) >= num_candidates and joint.any():
+            raise DataError(
+                f"{len(old)} pairs of record {row} are known already; accepted are more than as "
+                f"many candidates, not {num_candidates}."
+            )
+        rng = _record_rng(seed, keys[row])
+        new, inclusion = _without_replacement(
+            joint, num_candidates - len(old), rng, num_personas, num_exemplars
         )
-    chosen, probs = [], []
-    for _, exemplar, persona in _each_record(source):
-        joint = (persona * exemplar[None, :]).ravel()
-        best = np.argsort(-joint, kind="stable")[:num_candidates]
-        chosen.append(best)
-        probs.append(joint[best])
-    index_k, index_j = np.divmod(np.stack(chosen).astype(np.int32), np.int32(num_exemplars))
-    log_weight = np.where(np.stack(probs) > 0, 0.0, -np.inf)
-    return CandidateSet(index_k, index_j, log_weight, "renormalised")
+        filled = len(old) + len(new)
+        pairs[row, :filled] = np.concatenate([old, new])
+        log_weight[row, : len(old)] = 0.0
+        log_weight[row, len(old) : filled] = -np.log(inclusion)
+    index_k, index_j = np.divmod(pairs.astype(np.int32), np.int32(num_exemplars))
+    return CandidateSet(index_k, index_j, log_weight, "importance")
+
+
+def half_sets(extended: CandidateSet) -> tuple[CandidateSet, CandidateSet]:
+    """Two estimates from half of the new pairs each, of a set made by `extended_candidates`.
+
+    What is certain (log-weight 0) stands in both; every second one of the others, in the order in
+    which they were drawn, goes to either half and counts twice. With p̂_a and p̂_b for the halves,
+    log p̂ − (log p̂_a + log p̂_b) / 2 estimates by how much E log p̂ lies below log p: the gap of
+    a half less that of the whole, which is the gap of the whole where twice the draws halve the
+    variance. Systematic draws do better than that, so it errs to the safe side.
+    """
+    uncertain = extended.log_weight > 0
+    second = (np.cumsum(uncertain, axis=1) % 2).astype(bool)
+    halves = []
+    for mine in (second, ~second):
+        doubled = np.where(mine, extended.log_weight + np.log(2.0), -np.inf)
+        log_weight = np.where(uncertain, doubled, extended.log_weight)
+        halves.append(extended._replace(log_weight=log_weight))
+    return halves[0], halves[1]
+
+
+def _without_replacement(
+    score: np.ndarray, number: int, rng: np.random.Generator, num_personas: int, num_exemplars: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs, int64 [n], and their inclusion probabilities: a systematic draw along a random walk.
+
+    Neighbours on the walk share an exemplar, so that draws are spread over exemplars first.
+    """
+    offset = rng.random()
+    exemplar_order = rng.permutation(num_exemplars)
+    persona_order = rng.permuted(np.tile(np.arange(num_personas), (num_exemplars, 1)), axis=1)
+    walk = (persona_order * num_exemplars + exemplar_order[:, None]).ravel()
+    walk = walk[score[walk] > 0]
+    inclusion = inclusion_probabilities(score[walk], number)
+    upper = np.cumsum(inclusion)
+    count = min(number, len(walk))
+    if count == 0:
+        return np.zeros(0, np.int64), np.zeros(0)
+    # Rounding must not leave the last point beyond the end.
+    upper *= count / upper[-1]
+    position = np.searchsorted(upper, offset + np.arange(count), side="right")
+    position = np.minimum(position, len(walk) - 1)
+    return walk[position], inclusion[position]
+
+
+def inclusion_probabilities(score: np.ndarray, number: int) -> np.ndarray:
+    """min(1, t · score) with t such that they sum to `number`; all 1 where there are no more.
+
+    Args:
+        score: positive, [M].
+        number: n.
+
+    Returns:
+        float64 [M].
+    """
+    if number >= len(score):
+        return np.ones(len(score))
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]
+    rest = np.cumsum(ranked[::-1])[::-1]
+    # With the c largest certain, the others share n − c in proportion; c is the least that fits.
+    fits = (number - np.arange(number + 1)) * ranked[: number + 1] <= rest[: number + 1]
+    certain = int(np.argmax(fits))
+    inclusion = np.ones(len(score))
+    inclusion[order[certain:]] = (number - certain) * ranked[certain:] / rest[certain]
+    return np.minimum(inclusion, 1.0)
 
 
 class _Draws(NamedTuple):
@@ -239,11 +334,7 @@ def _draw_all(
     source = as_proposal(proposal)
     num_records, num_personas, num_exemplars = source.shape
     check_count("num_candidates", num_candidates)
-    if seed < 0:
-        raise DataError(f"The seed is {seed}; accepted is a non-negative integer.")
-    keys = [str(i) for i in range(num_records)] if record_keys is None else list(record_keys)
-    if len(keys) != num_records or len(set(keys)) != num_records:
-        raise DataError(f"record_keys must be {num_records} distinct strings, one per record.")
+    keys = _record_keys(record_keys, num_records, seed)
     draws = _Draws(
         np.empty((num_records, num_candidates), np.int32),
         np.empty((num_records, num_candidates), np.int32),
@@ -311,6 +402,15 @@ def _random_walk(rng: np.random.Generator, num_personas: int, num_exemplars: int
     shift = np.empty(num_exemplars)
     shift[exemplar_order] = (rng.random() + _GOLDEN * np.arange(num_exemplars)) % 1.0
     return _Walk(exemplar_order, persona_order, shift)
+
+
+def _record_keys(record_keys: Sequence[str] | None, num_records: int, seed: int) -> list[str]:
+    if seed < 0:
+        raise DataError(f"The seed is {seed}; accepted is a non-negative integer.")
+    keys = [str(i) for i in range(num_records)] if record_keys is None else list(record_keys)
+    if len(keys) != num_records or len(set(keys)) != num_records:
+        raise DataError(f"record_keys must be {num_records} distinct strings, one per record.")
+    return keys
 
 
 def _record_rng(seed: int, key: str) -> np.random.Generator:

@@ -17,13 +17,23 @@ from mop_jax.components.candidates import (
     CandidateSet,
     Proposal,
     defensive_proposal,
+    extended_candidates,
     full_candidates,
     gate_proposal,
     importance_candidates,
     renormalised_candidates,
 )
-from mop_jax.components.exemplars import Allocation, cross_strata, leave_out_mask, select_exemplars
+from mop_jax.components.exemplars import (
+    Allocation,
+    LeaveOut,
+    cross_strata,
+    group_mask,
+    leave_out_mask,
+    refuse_twins,
+    select_exemplars,
+)
 from mop_jax.components.personas import Persona, cluster_records, record_texts, synthesise_personas
+from mop_jax.components.surrogate import fit_surrogate, scores_of
 from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.inference import Posterior, SimulatedResponse, gate_at, simulate
 from mop_jax.likelihoods.scoring import score_candidates
@@ -33,8 +43,14 @@ from mop_jax.models import MixtureData, mixture_data
 from mop_jax.population.population import Population
 from mop_jax.prompts import PromptBuilder
 
-LeaveOut = Literal["record", "group"]
 Method = Literal["importance", "full", "renormalised"]
+
+# Rounds of candidates have streams of random numbers of their own.
+SECOND_ROUND = 2_000_003
+# Of the gate among what proposes a further round. With more, estimates of the gate's own mixture
+# tighten sooner than those of the uniform one, and too few candidates flatter the gate; with none,
+# they belittle it (benchmarks/candidates.py).
+GATE_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,11 @@ class Components:
         )
 
     @property
+    def num_components(self) -> int:
+        """K·J."""
+        return len(self.personas) * len(self.exemplars)
+
+    @property
     def persona_texts(self) -> list[str]:
         """K texts."""
         return [persona.text for persona in self.personas]
@@ -156,9 +177,16 @@ class Components:
         """J (context, response) pairs."""
         return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
 
-    def leave_out(self, records: Population) -> np.ndarray:
-        """Exemplars that must not serve a record, bool [N, J]."""
-        return leave_out_mask(records, self.exemplars, by=self.leave_out_by)
+    def leave_out(self, records: Population, *, held_out: bool = False) -> np.ndarray:
+        """Exemplars that must not serve a record, bool [N, J].
+
+        Args:
+            records: N records.
+            held_out: whether they are none of those that the pool was drawn from. Nothing of what
+                they answered is looked at then; see `mop_jax.components.exemplars`.
+        """
+        mask = group_mask if held_out else leave_out_mask
+        return mask(records, self.exemplars, by=self.leave_out_by)
 
     def propose(
         self,
@@ -172,8 +200,9 @@ class Components:
         uniform_share: float = 0.5,
         similarity_temperature: float = 0.2,
         posterior: Posterior | None = None,
+        held_out: bool = False,
     ) -> CandidateSet:
-        """Chooses the components to score for each record.
+        """Chooses the components to score for each record before anything is scored.
 
         Args:
             records: N records.
@@ -186,10 +215,17 @@ class Components:
             uniform_share: weight of the uniform distribution in the proposal.
             similarity_temperature: of the softmax over embedding similarities.
             posterior: propose from its gate instead of from similarity.
+            held_out: see `leave_out`.
+
+        Raises:
+            DataError: if a held-out record is an exemplar (see `refuse_twins`), or as the functions
+                of `mop_jax.components.candidates`.
         """
-        leave_out = self.leave_out(records)
+        if held_out:
+            refuse_twins(records, self.exemplars)
+        leave_out = self.leave_out(records, held_out=held_out)
         num_personas, num_exemplars = len(self.personas), len(self.exemplars)
-        if method == "full" or num_candidates >= num_personas * num_exemplars:
+        if method == "full" or num_candidates >= self.num_components:
             return full_candidates(num_personas, num_exemplars, leave_out)
         proposal: Proposal
         if posterior is None:
@@ -214,6 +250,59 @@ class Components:
         draw = importance_candidates if method == "importance" else renormalised_candidates
         return draw(proposal, num_candidates, seed, record_keys=records.ids)
 
+    def extend(
+        self,
+        records: Population,
+        context_embeddings: np.ndarray,
+        record_embeddings: np.ndarray,
+        known: CandidateSet,
+        log_likelihood: np.ndarray,
+        num_candidates: int,
+        *,
+        seed: int,
+        posterior: Posterior | None = None,
+        uniform_share: float = 0.1,
+        held_out: bool = False,
+    ) -> CandidateSet:
+        """A further round: what is scored, and new components up to C for each record.
+
+        New ones are proposed where gate times likelihood is expected to be large: a mixture of the
+        posterior's gate and the uniform one (that of the baseline, which is estimated from the same
+        candidates), times what the scores of all records and this record's own say of the
+        likelihood (`Surrogate`). See `extended_candidates` for why the estimate is
+        unbiased whatever the gate and the scores were.
+
+        Args:
+            records: N records.
+            context_embeddings: h(x), [N, D].
+            record_embeddings: h(x, y), [N, D].
+            known: their candidates up to here, an `importance` set.
+            log_likelihood: nats at τ = 1 of these, [N, C of `known`].
+            num_candidates: C, components scored for each record in all.
+            seed: of the draws; another one for each round.
+            posterior: of the gate that proposes; the uniform one alone without it.
+            uniform_share: weight of the uniform distribution in the proposal.
+            held_out: see `leave_out`.
+        """
+        num_personas = len(self.personas)
+        leave_out = self.leave_out(records, held_out=held_out)
+        contexts = np.asarray(context_embeddings)
+        scores = scores_of(known, log_likelihood, record_embeddings, self.exemplar_embeddings)
+        surrogate = fit_surrogate(scores, num_personas)
+
+        def expected(start: int, stop: int) -> np.ndarray:
+            allowed = ~leave_out[start:stop, None, :]
+            log_score = np.where(allowed, surrogate.log_score(scores, start, stop), -np.inf)
+            probs = np.exp(log_score - log_score.max(axis=(1, 2), keepdims=True))
+            if posterior is not None:
+                uniform = allowed / (num_personas * allowed.sum(axis=2, keepdims=True))
+                gate = mean_gate(posterior, contexts[start:stop], leave_out[start:stop])
+                probs *= GATE_SHARE * gate + (1 - GATE_SHARE) * uniform
+            return probs
+
+        proposal = gate_proposal(expected, num_personas, leave_out, uniform_share=uniform_share)
+        return extended_candidates(known, proposal, num_candidates, seed, record_keys=records.ids)
+
     def data(
         self,
         records: Population,
@@ -221,6 +310,8 @@ class Components:
         candidates: CandidateSet,
         log_likelihood: np.ndarray,
         grid: TemperatureGrid,
+        *,
+        held_out: bool = False,
         **options: Any,
     ) -> MixtureData:
         """What a model is fitted to or evaluated on; `options` go to `mixture_data`."""
@@ -233,7 +324,7 @@ class Components:
             log_weight=candidates.log_weight,
             log_likelihood=log_likelihood,
             temperature_grid=grid.temperatures,
-            leave_out=self.leave_out(records),
+            leave_out=self.leave_out(records, held_out=held_out),
             weights=records.weights,
             **options,
         )
@@ -247,12 +338,17 @@ class Components:
         num_candidates: int = 32,
         method: Method = "importance",
         seed: int = 0,
+        held_out: bool = False,
+        posterior: Posterior | None = None,
         prompts: PromptBuilder | None = None,
         grid: TemperatureGrid | None = None,
         store: str | None = None,
         **options: Any,
     ) -> MixtureData:
         """Scores candidate components of records with the language model, ready to be fitted.
+
+        `importance` candidates come in two rounds: the first half by similarity, the others by what
+        the first half scored; see `extend`.
 
         Args:
             records: N records.
@@ -261,6 +357,9 @@ class Components:
             num_candidates: C.
             method: see `mop_jax.components.candidates`.
             seed: of the candidates.
+            held_out: whether the records are none of those that the pool was drawn from.
+            posterior: of the gate that proposes the second round, so that held-out records are
+                scored where their gate looks.
             prompts: how prompts are built; the model's chat form by default.
             grid: temperatures.
             store: folder of a likelihood store, so that nothing is ever scored twice; by default
@@ -271,28 +370,52 @@ class Components:
         grid = grid or TemperatureGrid()
         prompts = prompts or PromptBuilder(language_model.tokenizer)
         contexts = encoder.encode(records.contexts)
+        texts = encoder.encode(record_texts(records))
+        two_rounds = method == "importance" and 1 < num_candidates < len(self.personas) * len(
+            self.exemplars
+        )
         candidates = self.propose(
             records,
             contexts,
-            encoder.encode(record_texts(records)),
-            num_candidates,
+            texts,
+            num_candidates // 2 if two_rounds else num_candidates,
             method=method,
             seed=seed,
+            held_out=held_out,
         )
         with (
             tempfile.TemporaryDirectory() as scratch,
             LikelihoodStore(store or scratch, language_model.fingerprint, grid) as opened,
         ):
-            scored = score_candidates(
-                records,
-                candidates,
-                self.persona_texts,
-                self.exemplar_texts,
-                prompts,
-                opened,
-                language_model,
-            )
-        return self.data(records, contexts, candidates, scored.log_likelihood, grid, **options)
+
+            def table(chosen: CandidateSet) -> np.ndarray:
+                return score_candidates(
+                    records,
+                    chosen,
+                    self.persona_texts,
+                    self.exemplar_texts,
+                    prompts,
+                    opened,
+                    language_model,
+                ).log_likelihood
+
+            log_likelihood = table(candidates)
+            if two_rounds:
+                candidates = self.extend(
+                    records,
+                    contexts,
+                    texts,
+                    candidates,
+                    log_likelihood[..., grid.unit_index],
+                    num_candidates,
+                    seed=seed + SECOND_ROUND,
+                    posterior=posterior,
+                    held_out=held_out,
+                )
+                log_likelihood = table(candidates)
+        return self.data(
+            records, contexts, candidates, log_likelihood, grid, held_out=held_out, **options
+        )
 
     def simulate(
         self,

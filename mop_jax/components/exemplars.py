@@ -1,8 +1,21 @@
 """The exemplar pool: J real records, stratified so that every part of the population has a say.
 
-Strata are usually clusters × labels (or groups). Two records with the same normalised text count as
-one, so no text enters the pool twice; and `leave_out_mask` says which exemplars are a record's own
-text, which the language model would only copy (design: leave one out).
+Strata are usually clusters × labels (or groups). Exemplars with the same text would be the same
+component twice, so no text enters the pool twice.
+
+An exemplar that is a record's own text would only be copied by the language model (design: leave
+one out). Which exemplars must not serve a record is decided by what is known of the record *beside*
+its response, since the probabilities p(y | x) of all responses y sum to one only if one and the
+same mask stands behind them all:
+
+- Records that the pool was drawn from (`leave_out_mask`): the exemplar that is the record itself.
+  A short answer that others gave too stays: "Yes" under the same question is another person's. A
+  long response is nobody else's, so where it stands in the pool under whatever context, it is the
+  record itself, written down twice.
+- Held-out records and new contexts (`group_mask`): no exemplar is one of them, so nothing is left
+  out by its text. `refuse_twins` makes sure of it.
+- By group, either side leaves out the exemplars of the record's own group (a respondent, a film),
+  which is known before the response.
 """
 
 from __future__ import annotations
@@ -17,6 +30,7 @@ from mop_jax.population.population import Population
 from mop_jax.population.splits import apportion
 
 Allocation = Literal["proportional", "equal"]
+LeaveOut = Literal["record", "group"]
 
 
 def select_exemplars(
@@ -98,16 +112,16 @@ def leave_out_mask(
     population_records: Population,
     exemplar_records: Population,
     *,
-    by: Literal["record", "group"] = "record",
+    by: LeaveOut = "record",
 ) -> np.ndarray:
-    """Which exemplars must not serve which records.
+    """Which exemplars must not serve which of the records that the pool was drawn from.
 
     Args:
         population_records: N records.
-        exemplar_records: J records.
-        by: "record": those with the same normalised text, so itself and its duplicates, and those
-            with the same long response whatever the context; "group": all of the record's own
-            group as well.
+        exemplar_records: J of them.
+        by: "record": the record itself (the same id and text), and its twins, those with the same
+            long response (see `response_key`) whatever the context; "group": all of the record's
+            own group as well.
 
     Returns:
         bool [N, J], True where exemplar j must not serve record i.
@@ -115,15 +129,54 @@ def leave_out_mask(
     Raises:
         DataError: by "group", if either side has no groups.
     """
-    mask = _equal_keys(population_records.text_keys, exemplar_records.text_keys)
+    # Ids alone do not do: they are row numbers by default, and two files have the same ones.
+    mask = _equal_keys(population_records.ids, exemplar_records.ids)
+    mask &= _equal_keys(population_records.text_keys, exemplar_records.text_keys)
     mask |= _equal_keys(population_records.response_keys, exemplar_records.response_keys)
-    if by == "group":
-        if population_records.groups is None or exemplar_records.groups is None:
-            raise DataError("Leaving out by group needs groups; name the group column.")
-        mask |= _equal_keys(population_records.groups, exemplar_records.groups)
-    elif by != "record":
+    return mask | group_mask(population_records, exemplar_records, by=by)
+
+
+def group_mask(
+    population_records: Population, exemplar_records: Population, *, by: LeaveOut = "record"
+) -> np.ndarray:
+    """Which exemplars must not serve which held-out records, whatever these answered.
+
+    Args:
+        population_records: N records; of their texts nothing is looked at.
+        exemplar_records: J records.
+        by: "record": none; "group": those of the record's own group.
+
+    Returns:
+        bool [N, J].
+
+    Raises:
+        DataError: by "group", if either side has no groups.
+    """
+    if by == "record":
+        return np.zeros((len(population_records), len(exemplar_records)), bool)
+    if by != "group":
         raise DataError(f"by is {by!r}; accepted are record and group.")
-    return mask
+    if population_records.groups is None or exemplar_records.groups is None:
+        raise DataError("Leaving out by group needs groups; name the group column.")
+    return _equal_keys(population_records.groups, exemplar_records.groups)
+
+
+def refuse_twins(held_out: Population, exemplar_records: Population) -> None:
+    """Refuses held-out records whose long response is an exemplar's: they are not held out.
+
+    `Population.split` never leaves such a pair on two sides. Short answers are no twins.
+
+    Raises:
+        DataError: naming the first such record and its exemplar.
+    """
+    twins = _equal_keys(held_out.response_keys, exemplar_records.response_keys)
+    if twins.any():
+        record, exemplar = (int(found[0]) for found in np.nonzero(twins))
+        raise DataError(
+            f"Held-out record {held_out.ids[record]} has the same long response as exemplar "
+            f"{exemplar_records.ids[exemplar]}, so it is not held out; leave it out (as "
+            "Population.split does), or score it as one of the records that the pool comes from."
+        )
 
 
 def _equal_keys(rows: Sequence[str | None], columns: Sequence[str | None]) -> np.ndarray:

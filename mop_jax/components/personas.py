@@ -21,7 +21,7 @@ import numpy as np
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from mop_jax import atomic
+from mop_jax import atomic, progress
 from mop_jax.components.descriptions import (
     EXAMPLES,
     OPENING,
@@ -307,7 +307,8 @@ def _describe(
             )
             for k in open_
         ]
-        result = language_model.generate(prompts, seed=attempt_seed, **settings)
+        with progress.task("Describing personas"):
+            result = language_model.generate(prompts, seed=attempt_seed, **settings)
         for k, continuation in zip(open_, result.texts, strict=True):
             text = clean_persona(continuation)
             if not text or speaks_of_itself(text):

@@ -118,8 +118,8 @@ def defensive_proposal(
     if not temperature > 0:
         raise DataError(f"The proposal's temperature is {temperature}; accepted is above 0.")
     check_count("num_personas", num_personas)
-    records = _unit_rows("record_embeddings", record_embeddings)
-    exemplars = _unit_rows("exemplar_embeddings", exemplar_embeddings)
+    records = unit_rows("record_embeddings", record_embeddings)
+    exemplars = unit_rows("exemplar_embeddings", exemplar_embeddings)
     if records.shape[1] != exemplars.shape[1]:
         raise DataError(
             f"Record embeddings have width {records.shape[1]} and exemplar embeddings "
@@ -201,7 +201,8 @@ def allowed_exemplars(
     return allowed
 
 
-def _unit_rows(name: str, embeddings: np.ndarray) -> np.ndarray:
+def unit_rows(name: str, embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings scaled to length one, float64 [n, D]."""
     rows = np.asarray(embeddings, dtype=np.float64)
     if rows.ndim != 2 or not np.isfinite(rows).all():
         raise DataError(f"{name} must be a finite table [n, D], not of shape {rows.shape}.")

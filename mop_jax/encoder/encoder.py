@@ -38,6 +38,9 @@ _NETWORKS: dict[str, type[Network]] = {"bert": Bert, "mpnet": MPNet}
 _POOLINGS = ("mean", "cls", "max")
 # Few shapes, so few compilations; the padding they cost is below a tenth for typical texts.
 _LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+# Beside a compilation the padding of a few texts costs nothing.
+_FEW = 128
+_LENGTHS_OF_FEW = (32, 64, 128, 256, 512)
 _SMALL_BATCH = 8
 
 Pooling = Literal["mean", "cls", "max"]
@@ -170,10 +173,13 @@ class SentenceEncoder:
         # Longest first: if memory fails it fails at once, and the ETA is honest.
         order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
         embeddings = np.empty((len(ids), self.embedding_dim), dtype=np.float32)
+        lengths = _LENGTHS_OF_FEW if len(ids) <= _FEW else _LENGTHS
         with progress.task("Embedding", total=len(ids)) as advance:
             for start in range(0, len(order), batch_size):
                 rows = order[start : start + batch_size]
-                embeddings[rows] = self._encode_batch([ids[row] for row in rows], batch_size)
+                embeddings[rows] = self._encode_batch(
+                    [ids[row] for row in rows], batch_size, lengths
+                )
                 advance(len(rows))
         if not np.isfinite(embeddings).all():
             row = int(np.argmin(np.isfinite(embeddings).all(axis=1)))
@@ -188,9 +194,11 @@ class SentenceEncoder:
             cleaned = [text.lower() for text in cleaned]
         return self._tokenizer.encode_batch(cleaned)
 
-    def _encode_batch(self, ids: list[list[int]], batch_size: int) -> np.ndarray:
+    def _encode_batch(
+        self, ids: list[list[int]], batch_size: int, widths: Sequence[int]
+    ) -> np.ndarray:
         longest = len(ids[0])
-        width = next((length for length in _LENGTHS if length >= longest), longest)
+        width = next((length for length in widths if length >= longest), longest)
         width = min(width, self.max_length)
         height = _SMALL_BATCH if len(ids) <= _SMALL_BATCH <= batch_size else batch_size
         padded = np.zeros((height, width), dtype=np.int32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from scipy.special import logsumexp
@@ -54,7 +54,12 @@ class HeldOut:
 
 
 class Predictor(Protocol):
-    """A predictor of held-out responses."""
+    """A predictor of held-out responses.
+
+    One that estimates from `HeldOut.data`, the candidates, says so with `estimated = True`: it is
+    asked again with fewer of them, to tell what they hide. Of `HeldOut` it may then look at `data`,
+    `posteriors` and `distribution` only.
+    """
 
     @property
     def name(self) -> str:
@@ -100,6 +105,7 @@ class Uniform:
 
     name: str
     title: str
+    estimated: ClassVar[bool] = True
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `uniform_log_prob`."""
@@ -119,6 +125,7 @@ class Fitted:
     name: str
     title: str
     model_kwargs: Mapping[str, Any]
+    estimated: ClassVar[bool] = True
 
     def log_prob(self, held_out: HeldOut) -> np.ndarray:
         """See `posterior_predictive_log_prob`."""
@@ -163,6 +170,11 @@ def register(predictor: Predictor, *, before: str = BASELINE) -> None:
 def fitted_predictors() -> list[Fitted]:
     """Those that are fitted, the ablations first and the main one last."""
     return [entry for entry in PREDICTORS.values() if isinstance(entry, Fitted)]
+
+
+def is_estimated(predictor: Predictor) -> bool:
+    """Whether a predictor's log-probabilities are estimates from candidates."""
+    return bool(getattr(predictor, "estimated", False))
 
 
 def uniform_over_prompts(log_likelihood: np.ndarray) -> np.ndarray:

@@ -145,12 +145,18 @@ def score_missing(
     pairs = np.stack([prefix_index, tail_index], axis=1) if unique else np.zeros((0, 2), int)
     done = np.asarray([keys[i] in store for i in unique], bool)
 
-    with progress.task(description, total=len(unique)) as advance:
-        advance(int(done.sum()))
+    # Time goes with the tokens that are run, not with the pairs.
+    num_tokens = np.asarray([len(tails[t].request) + len(tails[t].response) for t in tail_index])
+    with progress.task(
+        description,
+        len(unique),
+        found=int(done.sum()),
+        work=float(num_tokens[~done].sum()) if unique else 0.0,
+    ) as advance:
 
         def file(indices: np.ndarray, scores: np.ndarray) -> None:
             store.append([keys[unique[i]] for i in indices], scores)
-            advance(len(indices))
+            advance(len(indices), float(num_tokens[indices].sum()))
 
         # All pairs are planned and the finished ones skipped by whole batches, so that a resumed
         # run computes the very batches that it would have computed anyway: the same bits.

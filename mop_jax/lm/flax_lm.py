@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.lm import sampling
 from mop_jax.lm.base import (
@@ -42,6 +43,7 @@ from mop_jax.lm.tokenizer import (
 )
 from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids, end_of_turn
+from mop_jax.prompts.tokens import TextContinuation
 from mop_jax.resources import resolve_path
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -111,7 +113,13 @@ class FlaxLM:
             >>> lm.log_likelihood(["The capital of France is"], [" Paris"]).round(1)
             array([-0.3])
         """
-        dtype = dtype or "auto"
+        with progress.task("Loading the language model"):
+            return cls._load(path_or_id, dtype or "auto", mesh, memory)
+
+    @classmethod
+    def _load(
+        cls, path_or_id: str | Path, dtype: str, mesh: str | Mesh | None, memory: float | None
+    ) -> FlaxLM:
         if dtype not in DTYPES:
             raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
         if dtype == "auto":
@@ -200,7 +208,9 @@ class FlaxLM:
         Args:
             prompts: texts or ids, n of them. A text gets the tokenizer's beginning-of-sequence
                 token where the tokenizer adds one and the text does not have it.
-            responses: texts or ids; nothing is added, so give the end-of-turn token if it counts.
+            responses: texts or ids; nothing is added, so give the end-of-turn token if it counts. A
+                text gets the ids that it has behind its prompt, where the tokenizer keeps the two
+                apart.
             temperature: of every token's distribution.
 
         Returns:
@@ -212,23 +222,28 @@ class FlaxLM:
         if len(prompts) != len(responses):
             raise DataError(f"There are {len(prompts)} prompts and {len(responses)} responses.")
         pairs = [
-            (self.prompt_ids(p), self._ids(r)) for p, r in zip(prompts, responses, strict=True)
+            (self.prompt_ids(p), self._response_ids(p, r))
+            for p, r in zip(prompts, responses, strict=True)
         ]
         for i, (prompt, response) in enumerate(pairs):
             self.check_length(len(prompt) + len(response), f"Pair {i}")
         result = np.zeros(len(pairs))
         scored = [i for i, (_, response) in enumerate(pairs) if response]
 
-        def store(done: np.ndarray, scores: np.ndarray) -> None:
-            result[np.asarray(scored)[done]] = scores[:, 0]
+        tokens = np.asarray([sum(map(len, pairs[i])) for i in scored], float)
+        with progress.task("Scoring", len(scored), work=float(tokens.sum())) as advance:
 
-        self.score_pairs(
-            [()],
-            [Continuation(*pairs[i]) for i in scored],
-            np.stack([np.zeros(len(scored), int), np.arange(len(scored))], axis=1),
-            grid=TemperatureGrid.single(temperature),
-            on_scores=store,
-        )
+            def store(done: np.ndarray, scores: np.ndarray) -> None:
+                result[np.asarray(scored)[done]] = scores[:, 0]
+                advance(len(done), float(tokens[done].sum()))
+
+            self.score_pairs(
+                [()],
+                [Continuation(*pairs[i]) for i in scored],
+                np.stack([np.zeros(len(scored), int), np.arange(len(scored))], axis=1),
+                grid=TemperatureGrid.single(temperature),
+                on_scores=store,
+            )
         return result
 
     def score_pairs(
@@ -349,19 +364,21 @@ class FlaxLM:
             )
         ids = [self.prompt_ids(prompt) for prompt in prompts]
         count = len(ids)
-        return self.sample_pairs(
-            [()],
-            ids,
-            np.stack([np.zeros(count, int), np.arange(count)], axis=1),
-            seed=seed,
-            temperature=np.full(count, temperature),
-            sample_ids=np.arange(count),
-            end_ids=self.end_ids if end_ids is None else end_ids,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            max_new_tokens=max_new_tokens,
-        )
+        with progress.task("Sampling", count) as advance:
+            return self.sample_pairs(
+                [()],
+                ids,
+                np.stack([np.zeros(count, int), np.arange(count)], axis=1),
+                seed=seed,
+                temperature=np.full(count, temperature),
+                sample_ids=np.arange(count),
+                end_ids=self.end_ids if end_ids is None else end_ids,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                max_new_tokens=max_new_tokens,
+                on_generated=lambda indices, generation: advance(len(indices)),
+            )
 
     def prompt_ids(self, prompt: str | TokenIds) -> tuple[int, ...]:
         """Ids of a prompt; a text gets the tokenizer's own beginning.
@@ -375,6 +392,17 @@ class FlaxLM:
         if not ids:
             raise DataError("A prompt needs at least one token; give a text or ids.")
         return ids
+
+    def _response_ids(self, prompt: str | TokenIds, response: str | TokenIds) -> tuple[int, ...]:
+        if not isinstance(response, str) or self.tokenizer is None:
+            return self._ids(response)
+        # On its own it would begin with a blank that some tokenizers put before a text.
+        behind = self._continuation.after(prompt, response) if isinstance(prompt, str) else None
+        return self._continuation.inside(response) if behind is None else behind
+
+    @cached_property
+    def _continuation(self) -> TextContinuation:
+        return TextContinuation(self.tokenizer)
 
     def check_length(self, num_tokens: int, what: str) -> None:
         """Refuses what does not fit into the context window."""

@@ -31,7 +31,7 @@ MAX_LENGTHS = 5
 # Work of fewer chunks than this is small.
 SMALL = 64
 # What compiling a shape costs, in tokens that are run in the same time, about.
-SHAPE_TOKENS = {"cpu": 2_000}
+SHAPE_TOKENS = {"cpu": 1_000}
 SHAPE_TOKENS_ACCELERATOR = 200_000
 # The smallest chunk of small work in tokens, and its fewest rows and shortest length.
 _TOKEN_STEP = 64
@@ -159,8 +159,8 @@ def _shapes(lengths: Sequence[int], padded: Sequence[int], num_tokens: int) -> l
 def plan_chunks(lengths: Sequence[int], shapes: Sequence[ChunkShape]) -> Iterator[Chunk]:
     """Packs sequences into chunks, longest first, each filled up with the longest that still fit.
 
-    Mixed chunks are filled up evenly instead, with sequences of the mean length of what fits. Every
-    sequence is in exactly one chunk; which depends on the lengths and their order alone.
+    Mixed chunks are filled up evenly instead, with sequences of the mean length of what is left.
+    Every sequence is in exactly one chunk; which depends on the lengths and their order alone.
     """
     waiting: dict[int, deque[int]] = {}
     for i, length in enumerate(lengths):

@@ -35,6 +35,7 @@ from mop_jax.lm.planning import (
     TOKENS_PER_CHUNK,
     TOKENS_PER_CHUNK_ACCELERATOR,
     Chunk,
+    ChunkShape,
     by_backend,
     chunk_shapes,
     pad,
@@ -129,6 +130,7 @@ class PrefixPool:
         prefixes: dict[int, Sequence[TokenIds]],
         num_rows: int,
         sizes: Sequence[int],
+        shapes: Sequence[ChunkShape],
         mesh: Mesh | None = None,
     ):
         """Runs all prefixes.
@@ -140,6 +142,7 @@ class PrefixPool:
                 counted) and one more; fixed by the caller so that shapes repeat.
             sizes: tokens of the longest path of no segment, of one, of two and so on, or more;
                 fixed by the caller as well.
+            shapes: of `segment_shapes`, in which segments are run together; the same.
             mesh: the decoder's; every device along `data` has the whole pool.
         """
         self._graph, self._state = nnx.split(decoder)
@@ -151,7 +154,7 @@ class PrefixPool:
         self._row_of_path: dict[tuple, int] = {(): 0}
         paths = {i: path_of(prefix) for i, prefix in prefixes.items()}
         levels = tree_levels(paths.values())
-        for level, chunks in zip(levels, level_chunks(levels), strict=True):
+        for level, chunks in zip(levels, level_chunks(levels, shapes), strict=True):
             # Parents are a segment shorter. All levels run as the deepest does, in one program.
             self._add_level(level, chunks, max(sizes[:-1], default=0))
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
@@ -196,14 +199,22 @@ def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
     return [list(dict.fromkeys(p[:depth] for p in paths if len(p) >= depth)) for depth in depths]
 
 
-def level_chunks(levels: Sequence[Sequence[tuple]]) -> list[Iterator[Chunk]]:
-    """How the last segments of each level's nodes are run together, in shapes of all levels."""
-    lengths = [[len(node[-1]) for node in level] for level in levels]
+def segment_shapes(paths: Iterable[tuple], num_rows: int) -> list[ChunkShape]:
+    """Shapes in which the segments of all levels, and of all pools of `num_rows` rows, are run."""
+    lengths = [len(node[-1]) for level in tree_levels(paths) for node in level]
     if not lengths:
         return []
     budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
-    shapes = chunk_shapes([length for level in lengths for length in level], budget, 2, 16)
-    return [plan_chunks(level, shapes) for level in lengths]
+    shapes = chunk_shapes(lengths, budget, 2, 16)
+    # What is run must find room beside the pool.
+    return [shape._replace(num_rows=min(shape.num_rows, num_rows)) for shape in shapes]
+
+
+def level_chunks(
+    levels: Sequence[Sequence[tuple]], shapes: Sequence[ChunkShape]
+) -> list[Iterator[Chunk]]:
+    """How the last segments of each level's nodes are run together."""
+    return [plan_chunks([len(node[-1]) for node in level], shapes) for level in levels]
 
 
 def prefix_pools(
@@ -233,6 +244,7 @@ def prefix_pools(
     paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
     sizes, row_bytes = _row_size(decoder, paths, mesh)
     groups, num_rows = _groups(paths, row_bytes, memory)
+    shapes = segment_shapes(paths.values(), num_rows)
     while groups:
         group = groups.pop(0)
         inside = set(group)
@@ -240,7 +252,8 @@ def prefix_pools(
         if skip is not None and skip[members].all():
             continue
         try:
-            pool = PrefixPool(decoder, {i: prefixes[i] for i in group}, num_rows, sizes, mesh)
+            held = {i: prefixes[i] for i in group}
+            pool = PrefixPool(decoder, held, num_rows, sizes, shapes, mesh)
             jax.block_until_ready(pool.cache)
         except jax.errors.JaxRuntimeError as error:
             if not is_out_of_memory(error):
@@ -254,6 +267,7 @@ def prefix_pools(
             memory = num_rows * row_bytes / 2
             rest = {i: paths[i] for g in (group, *groups) for i in g}
             groups, num_rows = _groups(rest, row_bytes, memory)
+            shapes = segment_shapes(paths.values(), num_rows)
             warnings.warn(
                 f"The device's memory does not hold {len(group)} prefixes at a time; going on with "
                 f"{len(groups[0])}.",
@@ -270,11 +284,16 @@ def plan_pools(
     wanted: np.ndarray,
     memory: float,
     mesh: Mesh | None = None,
-) -> list[dict[int, tuple]]:
-    """The paths that each of `prefix_pools`' pools would hold, by prefix; nothing is run."""
+) -> tuple[list[dict[int, tuple]], list[ChunkShape]]:
+    """What `prefix_pools` would run, without running it.
+
+    Returns:
+        The paths that each of the pools would hold, by prefix, and the shapes of segments.
+    """
     paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
-    groups, _ = _groups(paths, _row_size(decoder, paths, mesh)[1], memory)
-    return [{i: paths[i] for i in group} for group in groups]
+    groups, num_rows = _groups(paths, _row_size(decoder, paths, mesh)[1], memory)
+    shapes = segment_shapes(paths.values(), num_rows)
+    return [{i: paths[i] for i in group} for group in groups], shapes
 
 
 def _row_size(

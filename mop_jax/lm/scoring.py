@@ -238,11 +238,14 @@ class Scorer:
         work = _Work(continuations, pairs)
         shapes = chunk_shapes(work.lengths, self._tokens)
         run, real = 0, sum(work.lengths)
-        for paths in plan_pools(self._decoder, prefixes, pairs[:, 0], self._memory, self._mesh):
+        pools, of_segments = plan_pools(
+            self._decoder, prefixes, pairs[:, 0], self._memory, self._mesh
+        )
+        for paths in pools:
             members = np.flatnonzero(np.isin(pairs[:, 0], list(paths)))
             chunks = list(plan_chunks([work.lengths[i] for i in members], shapes))
             levels = tree_levels(paths.values())
-            for level, planned in zip(levels, level_chunks(levels), strict=True):
+            for level, planned in zip(levels, level_chunks(levels, of_segments), strict=True):
                 chunks += planned
                 real += sum(len(node[-1]) for node in level)
             run += sum(chunk.shape.num_tokens for chunk in chunks)

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mop_jax import atomic
-from mop_jax.components.candidates import CandidateSet
-from mop_jax.evaluation.held_out import candidate_check, summarise
+from mop_jax.components.candidates import CandidateSet, half_sets
+from mop_jax.components.components import SECOND_ROUND
+from mop_jax.evaluation.held_out import candidate_check, summarise, summarise_slack
 from mop_jax.evaluation.metrics import METRICS, Evidence, measure
-from mop_jax.evaluation.predictors import BASELINE, MAIN, PREDICTORS, HeldOut, fitted_predictors
+from mop_jax.evaluation.predictors import (
+    BASELINE,
+    MAIN,
+    PREDICTORS,
+    HeldOut,
+    fitted_predictors,
+    is_estimated,
+)
 from mop_jax.inference import (
     Posterior,
     gate_at,
     load_posterior,
 )
 from mop_jax.likelihoods.scoring import response_ids, spread
+from mop_jax.models import MixtureData
+from mop_jax.models.data import concatenated
 from mop_jax.pipeline.fitting import mixture_class, posterior_path
-from mop_jax.pipeline.scoring import candidates_for
+from mop_jax.pipeline.scoring import Round, extended_round, first_candidates, write_pairs
 from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt
 
 # Draws of held-out candidates have a stream of their own.
 _HELD_OUT = 1_000_003
+_SCORING = "Scoring held-out records"
 
 
 def evaluate_held_out(space: Workspace) -> None:
@@ -38,38 +50,39 @@ def evaluate_held_out(space: Workspace) -> None:
         p.name: load_posterior(posterior_path(space, p.name)) for p in fitted_predictors()
     }
     main = posteriors[MAIN]
-    chosen, other = _held_out_candidates(space, side)
-    # The larger set holds the smaller one: it is scored once, and both are read from it.
-    larger = max(chosen, other, key=lambda candidates: candidates.num_candidates)
-    scored = space.score_candidates(side.records, larger, "Scoring held-out records")
-    write_parquet(
-        space.path / "likelihoods" / "held_out.parquet", space.pair_table(side.records, scored)
+    made = _held_out_rounds(space, side, main)
+    write_pairs(space, side, made.scored, "held_out.parquet")
+    # All readings of the candidates in one batch: a predictor is compiled once.
+    readings = [_data(space, side, made.scored, candidates, main) for candidates in made.readings]
+    held_out = HeldOut(
+        train=space.sides["train"].records,
+        test=side.records,
+        data=readings[0],
+        distribution=mixture_class(space.config),
+        posteriors=posteriors,
+        prompts=space.prompts,
+        personas=space.components.persona_texts,
+        score=partial(_score_prompts, space, side.records),
     )
-
-    def task(candidates: CandidateSet) -> HeldOut:
-        table = spread(candidates, scored.triples, scored.scores)
-        maps = main.data.feature_maps
-        return HeldOut(
-            train=space.sides["train"].records,
-            test=side.records,
-            data=space.mixture_data(side, candidates, table, feature_maps=maps),
-            distribution=mixture_class(space.config),
-            posteriors=posteriors,
-            prompts=space.prompts,
-            personas=space.components.persona_texts,
-            score=partial(_score_prompts, space, side.records),
-        )
-
-    held_out, compared = task(chosen), task(other)
-    log_probs = {name: entry.log_prob(held_out) for name, entry in PREDICTORS.items()}
+    together = replace(held_out, data=concatenated(readings))
+    log_probs, compared, slack = {}, {}, {}
+    for name, entry in PREDICTORS.items():
+        if not is_estimated(entry):
+            log_probs[name] = entry.log_prob(held_out)
+            continue
+        values = np.asarray(entry.log_prob(together)).reshape(len(readings), len(side.records))
+        log_probs[name], compared[name] = values[0], values[1]
+        slack[name] = values[0] - values[2:].mean(axis=0) if len(values) > 2 else 0 * values[0]
     weights, groups = side.records.weights, side.records.groups
-    baseline = PREDICTORS[BASELINE].log_prob(compared)
+    claims = [name for name in compared if name != BASELINE]
+    estimates = made.readings[0].method != "renormalised"
     check = candidate_check(
-        (chosen.num_candidates, other.num_candidates),
-        {name: log_probs[name] - log_probs[BASELINE] for name in posteriors},
-        {name: PREDICTORS[name].log_prob(compared) - baseline for name in posteriors},
+        (made.readings[0].num_candidates, made.compared),
+        {name: log_probs[name] - log_probs[BASELINE] for name in claims},
+        {name: compared[name] - compared[BASELINE] for name in claims},
         weights,
         groups,
+        slack={name: slack[name] - slack[BASELINE] for name in claims} if estimates else None,
     )
     write_parquet(
         space.path / "held_out.parquet",
@@ -92,10 +105,70 @@ def evaluate_held_out(space: Workspace) -> None:
                 metric: {name: estimates[metric]._asdict() for name, estimates in measured.items()}
                 for metric in METRICS
             },
+            "candidate_slack": summarise_slack(slack, weights, groups) if estimates else {},
             "candidate_check": check,
             "temperature": _temperatures(main, side),
             "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
         },
+    )
+
+
+class _HeldOutRounds(NamedTuple):
+    """Candidates of the held-out records.
+
+    Attributes:
+        scored: the largest set, whose scores serve all readings.
+        readings: the reported set, one to compare it with and, of an estimate, its two halves.
+        compared: number of candidates of the second.
+    """
+
+    scored: Round
+    readings: list[CandidateSet]
+    compared: int
+
+
+def _held_out_rounds(space: Workspace, side: Split, posterior: Posterior) -> _HeldOutRounds:
+    """Scores held-out records in two rounds, the second proposed by the gate and the first."""
+    count = space.config.evaluation.num_candidates
+    chosen = first_candidates(space, side, count, seed_offset=_HELD_OUT, held_out=True)
+    half = max(1, min(count, chosen.num_candidates) // 2)
+    if chosen.method == "renormalised":
+        # The larger set holds the smaller one: it is scored once, and both are read from it.
+        scored = Round(chosen, space.score_candidates(side.records, chosen, _SCORING))
+        smaller = first_candidates(space, side, half, seed_offset=_HELD_OUT, held_out=True)
+        return _HeldOutRounds(scored, [chosen, smaller], half)
+    first = first_candidates(
+        space, side, half, method="importance", seed_offset=_HELD_OUT, held_out=True
+    )
+    if chosen.method == "full":
+        scored = Round(chosen, space.score_candidates(side.records, chosen, _SCORING))
+        return _HeldOutRounds(scored, [chosen, first], half)
+    known = Round(first, space.score_candidates(side.records, first, _SCORING))
+    scored = extended_round(
+        space,
+        side,
+        known,
+        count,
+        _SCORING,
+        posterior=posterior,
+        seed_offset=_HELD_OUT + SECOND_ROUND,
+        held_out=True,
+    )
+    extended = scored.candidates
+    return _HeldOutRounds(scored, [extended, first, *half_sets(extended)], half)
+
+
+def _data(
+    space: Workspace, side: Split, scored: Round, candidates: CandidateSet, posterior: Posterior
+) -> MixtureData:
+    """Held-out records as a model sees them, all readings of one width."""
+    candidates = candidates.padded(scored.candidates.num_candidates)
+    return space.mixture_data(
+        side,
+        candidates,
+        spread(candidates, scored.scored.triples, scored.scored.scores),
+        feature_maps=posterior.data.feature_maps,
+        held_out=True,
     )
 
 
@@ -109,22 +182,6 @@ def _temperatures(posterior: Posterior, side: Split) -> dict[str, Any]:
         "interval_94": np.stack([low, high], axis=1).round(6).tolist(),
         "share_at_ends_of_grid": float(at_ends.mean()),
     }
-
-
-def _held_out_candidates(space: Workspace, side: Split) -> tuple[CandidateSet, CandidateSet]:
-    """The candidates of the reported estimates, and those of the check on their number.
-
-    The check doubles the candidates; where all components are taken it halves them instead.
-    """
-    count = space.config.evaluation.num_candidates
-    total = len(space.components.personas) * len(space.components.exemplars)
-    chosen = candidates_for(space, side, count, seed_offset=_HELD_OUT)
-    if chosen.method != "full":
-        return chosen, candidates_for(space, side, 2 * count, seed_offset=_HELD_OUT)
-    half = candidates_for(
-        space, side, max(1, total // 2), method="importance", seed_offset=_HELD_OUT
-    )
-    return chosen, half
 
 
 def _score_prompts(

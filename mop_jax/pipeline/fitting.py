@@ -17,6 +17,7 @@ from mop_jax.evaluation.predictors import MAIN, fitted_predictors
 from mop_jax.inference import (
     Posterior,
     SVIFit,
+    checkpoints,
     default_optimizer,
     fit_svi,
     posterior_draws,
@@ -25,22 +26,30 @@ from mop_jax.inference import (
     write_netcdf,
 )
 from mop_jax.models import MixtureData
-from mop_jax.pipeline.scoring import training_data
+from mop_jax.pipeline.scoring import (
+    Round,
+    RoundReport,
+    first_rounds,
+    refreshed_round,
+    round_plan,
+    round_report,
+    training_data,
+    write_pairs,
+)
 from mop_jax.pipeline.workspace import Workspace
 
 # Independent streams of random numbers, one for each use.
 # Far from small numbers: those are samples' own keys when responses are simulated.
 _FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
+# From there a fit that was killed goes on, and one that was finished before comes back.
+_CHECKPOINTS = ".fit"
 
 
 def fit_models(space: Workspace) -> None:
     """Writes the posteriors, their convergence, and the main one as ArviZ's InferenceData."""
     config = space.config
-    data = training_data(space)
-    main = _fit_model(space, data, _FIT, {})
-    for number in range(1, config.candidates.refresh + 1):
-        data = training_data(space, posterior_of(space, main), refresh=number)
-        main = _fit_model(space, data, _FIT, {})
+    known, main, rounds = _fit_in_rounds(space)
+    data = training_data(space, known)
     posterior = posterior_of(space, main)
     ablations = {
         entry.name: _fit_model(space, data, _ABLATION, entry.model_kwargs)
@@ -50,10 +59,12 @@ def fit_models(space: Workspace) -> None:
     inference_data = to_inference_data(
         posterior,
         data,
+        responses=space.sides["train"].records.responses,
         record_ids=space.sides["train"].records.ids,
         exemplar_ids=space.components.exemplars.ids,
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
+    write_pairs(space, space.sides["train"], known, "train_refreshed.parquet")
     report = {MAIN: _convergence(main)}
     save_posterior(posterior_path(space, MAIN), posterior)
     for name, ablation in ablations.items():
@@ -61,6 +72,31 @@ def fit_models(space: Workspace) -> None:
         save_posterior(posterior_path(space, name), posterior_of(space, ablation))
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
+    atomic.write_json(space.path / "rounds.json", [made._asdict() for made in rounds])
+    checkpoints.remove(space.path / _CHECKPOINTS)
+
+
+def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
+    """Fits, proposes from the fit, scores what is new and fits again, as the configuration says.
+
+    Rounds end early when one is sure to have moved the bound by less than `refresh_tolerance`.
+    """
+    tolerance, unit_index = space.config.candidates.refresh_tolerance, space.grid.unit_index
+    made = first_rounds(space)
+    rounds = [
+        round_report(before, after, unit_index)
+        for before, after in zip([None, *made], made, strict=False)
+    ]
+    known = made[-1]
+    main = _fit_model(space, training_data(space, known), _FIT, {})
+    for number, size in enumerate(round_plan(space).refreshed, start=1):
+        if rounds[-1].settled(tolerance):
+            break
+        after = refreshed_round(space, known, size, posterior_of(space, main), number)
+        rounds.append(round_report(known, after, unit_index))
+        known = after
+        main = _fit_model(space, training_data(space, known), _FIT, {})
+    return known, main, rounds
 
 
 def _convergence(fitted: SVIFit) -> dict[str, Any]:
@@ -92,6 +128,7 @@ def _fit_model(
         num_steps=section.num_steps,
         batch_size=section.batch_size,
         num_particles=section.num_particles,
+        checkpoint=space.path / _CHECKPOINTS,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mop_jax import atomic, progress
+from mop_jax import atomic
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.inference import (
     SimulatedResponse,
@@ -29,7 +29,7 @@ def simulate_held_out(space: Workspace) -> None:
         num_samples=space.config.simulation.num_samples,
         output=space.path / "simulated.jsonl",
         fingerprint=space.folder.fingerprint_of("simulate"),
-        leave_out=space.components.leave_out(side.records),
+        leave_out=space.components.leave_out(side.records, held_out=True),
     )
 
 
@@ -71,19 +71,13 @@ def _simulate(
     header = json.dumps({"journal_of": fingerprint})
     done = _read_journal(journal, header)
     atomic.write_text(journal, "\n".join([header, *done.values()]) + "\n")
-    with (
-        progress.task("Simulating responses", total=num_samples) as advance,
-        atomic.disk_errors(journal),
-        open(journal, "a", encoding="utf-8") as handle,
-    ):
-        advance(len(done))
+    with atomic.disk_errors(journal), open(journal, "a", encoding="utf-8") as handle:
 
         def file(responses: list[SimulatedResponse]) -> None:
             for response in responses:
                 done[response.sample] = _simulated_row(space, records, response)
                 handle.write(done[response.sample] + "\n")
             handle.flush()
-            advance(len(responses))
 
         simulate(
             posterior,

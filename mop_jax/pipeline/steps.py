@@ -76,8 +76,10 @@ STEPS = (
             "posterior.safetensors",
             "ablations/mop_no_temperature.safetensors",
             "ablations/uniform_gate_temperature.safetensors",
+            "likelihoods/train_refreshed.parquet",
             "posterior.nc",
             "fit.json",
+            "rounds.json",
         ),
         ("language model",),
     ),
@@ -102,7 +104,7 @@ STEPS = (
     Step(
         "figures",
         "Figures",
-        "mop_jax.pipeline.figures:draw_figures",
+        "mop_jax.pipeline.drawing:draw_figures",
         ("evaluate", "simulate"),
         (),
         (

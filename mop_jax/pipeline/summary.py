@@ -15,13 +15,21 @@ from mop_jax.evaluation.predictors import PREDICTORS
 
 def check_sentence(check: dict[str, Any]) -> str:
     """The candidate check in a sentence."""
-    action = "Doubling" if check["compared_candidates"] > check["candidates"] else "Halving"
+    counts = (check["candidates"], check["compared_candidates"])
+    action = "Doubling" if counts[1] > counts[0] else "Halving"
     verdict = "less" if check["passed"] else "NOT less"
-    return (
-        f"{action} the candidates ({check['candidates']} → {check['compared_candidates']}) moves "
-        f"mop − uniform by {check['moved']:+.3f}, {verdict} than its standard error "
-        f"{check['mop_minus_uniform']['se']:.3f}."
+    error = f"{verdict} than its standard error {check['mop_minus_uniform']['se']:.3f}"
+    moved = (
+        f"{action} the candidates ({counts[0]} → {counts[1]}) moves mop − uniform by "
+        f"{check['moved']:+.3f}"
     )
+    # Runs made before the bound was reported, and renormalised candidates, have the move alone.
+    left = check.get("left")
+    if left is None or left == abs(check["moved"]):
+        return f"{moved}, {error}."
+    if left == 0:
+        return f"{moved}; all components are scored, so nothing is hidden."
+    return f"{moved}; what they still hide is at most {left:.3f}, {error}."
 
 
 def temperature_warning(metrics: dict[str, Any]) -> str:
@@ -94,12 +102,19 @@ def held_out_table(path: Path) -> Table:
     table.add_column("predictor")
     table.add_column("nats per record", justify="right")
     table.add_column("minus uniform mixture", justify="right")
+    slack = metrics.get("candidate_slack", {})
+    if slack:
+        table.add_column("hidden by candidates", justify="right")
     for name, predictor in PREDICTORS.items():
         level = held_out[name]
         difference = held_out.get(f"{name}_minus_uniform")
-        table.add_row(
+        row = [
             predictor.title,
             f"{level['mean']:.2f} ± {level['se']:.2f}",
             "" if difference is None else f"{difference['mean']:+.2f} ± {difference['se']:.2f}",
-        )
+        ]
+        if slack:
+            hidden = slack.get(f"{name}_minus_uniform")
+            row.append("" if hidden is None else f"{hidden['mean']:+.2f} ± {hidden['se']:.2f}")
+        table.add_row(*row)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,7 +43,12 @@ def _rows(name: str, rows: Sequence[Row]) -> tuple[list[str], np.ndarray, np.nda
 
 @styled
 def held_out_comparison(
-    rows: Sequence[Row], differences: Sequence[Row], note: str = "", *, headline: str | None = None
+    rows: Sequence[Row],
+    differences: Sequence[Row],
+    note: str = "",
+    *,
+    headline: str | None = None,
+    hidden: Mapping[str, float] | None = None,
 ) -> Figure:
     """Held-out log-likelihood of each predictor, and what each gains over the uniform mixture.
 
@@ -58,10 +63,12 @@ def held_out_comparison(
         note: a line of small print, such as the result of doubling the candidates.
         headline: name of the difference that the title is about, chosen before the numbers were
             seen; by default the title is about the largest.
+        hidden: by name of a difference, how much of it the candidates are estimated to hide, nats
+            per record; an open diamond shows what it would be with all components.
 
     Raises:
-        DataError: if there is no row, a row is not (name, mean, standard error), or `headline` is
-            the name of no difference.
+        DataError: if there is no row, a row is not (name, mean, standard error), or `headline` or
+            one of `hidden` is the name of no difference.
     """
     names, means, ses = _rows("rows", rows)
     gain_names, gains, gain_ses = _rows("differences", differences)
@@ -72,6 +79,11 @@ def held_out_comparison(
     near = np.abs(gains) <= FAR * max(abs(gains[best]), 2 * gain_ses[best])
     if headline is not None and headline not in gain_names:
         raise DataError(f"`headline` is {headline!r}; accepted: {', '.join(gain_names)}.")
+    corrected = gains.copy()
+    for name, amount in (hidden or {}).items():
+        if name not in gain_names:
+            raise DataError(f"`hidden` names {name!r}; accepted: {', '.join(gain_names)}.")
+        corrected[gain_names.index(name)] += amount
     about = best if headline is None else gain_names.index(headline)
     digits = _digits(gain_ses[about])
     gain = f"{gains[about]:.{digits}f} ± {gain_ses[about]:.{digits}f} nats"
@@ -88,6 +100,7 @@ def held_out_comparison(
         title,
         "Left: mean log-likelihood, bars ± 1 standard error. Right: paired differences, bars ± 2, "
         "blue if above zero.\nNumbers: mean ± 1 standard error."
+        + (" Diamonds: with all components, estimated." if hidden else "")
         + ("" if near.all() else " Arrows: beyond the axis."),
         body_height=0.6 + 0.36 * max(len(names), len(gain_names)),
         note=note,
@@ -110,6 +123,23 @@ def held_out_comparison(
         paired.set_ylim(len(gain_names) - 0.5, -0.5)
     text_rows(paired)
     _gains(paired, gain_places, gains, gain_ses, better, near)
+    if hidden:
+        shown = near & np.isin(gain_names, list(hidden))
+        low, high = paired.get_xlim()
+        margin = 0.06 * (high - low)
+        paired.scatter(
+            corrected[shown],
+            gain_places[shown],
+            s=42,
+            marker="D",
+            facecolors="none",
+            edgecolors=INK,
+            linewidths=0.9,
+            zorder=4,
+        )
+        paired.set_xlim(
+            min([low, *(corrected[shown] - margin)]), max([high, *(corrected[shown] + margin)])
+        )
     paired.set_xlabel("difference to uniform (nats per record)")
     return figure
 
@@ -167,7 +197,12 @@ def _spoken(name: str) -> str:
 
 @styled
 def candidate_convergence(
-    counts: ArrayLike, means: ArrayLike, ses: ArrayLike, *, reported: int = -1
+    counts: ArrayLike,
+    means: ArrayLike,
+    ses: ArrayLike,
+    *,
+    reported: int = -1,
+    left: float | None = None,
 ) -> Figure:
     """Whether enough candidates were scored: the gain over uniform against their number C.
 
@@ -179,6 +214,8 @@ def candidate_convergence(
         means: mop − uniform mixture at each, nats per record [n].
         ses: their paired standard errors [n].
         reported: index of the estimate that is reported, whose standard error is the measure.
+        left: the most that the candidates may still hide, nats per record; by default the last
+            move stands for it.
 
     Raises:
         DataError: if the shapes differ, counts do not increase or a standard error is negative.
@@ -192,11 +229,12 @@ def candidate_convergence(
         raise DataError("`ses` has a negative standard error; accepted: at least 0.")
     move = mean[-1] - mean[-2]
     claimed, error_of_claim = mean[reported], se[reported]
-    settled = abs(move) < error_of_claim
+    settled = (abs(move) if left is None else left) < error_of_claim
+    what = "the last move is" if left is None else f"what they still hide, at most {left:.3f}, is"
     verdict = (
-        "Settled: the last move is less than one standard error."
+        f"Settled: {what} less than one standard error."
         if settled
-        else "Not settled: the last move is at least one standard error; score more candidates."
+        else f"Not settled: {what} at least one standard error; score more candidates."
     )
     figure = new_figure(
         f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves {signed(move, 3)} nats; "

@@ -19,7 +19,13 @@ from typing import Any, NamedTuple
 from mop_jax.errors import DataError
 from mop_jax.prompts.chat import ANSWER, FORMS
 from mop_jax.prompts.templates import DEFAULT_INSTRUCTION, FIELD, PromptTemplate
-from mop_jax.prompts.tokens import Continuation, begin_ids, parting_tokens, special_tokens
+from mop_jax.prompts.tokens import (
+    TextContinuation,
+    begin_ids,
+    first_special,
+    parting_tokens,
+    special_tokens,
+)
 
 # What is tried when a builder is made: persona, exemplar, context and response.
 _PROBES = (
@@ -87,7 +93,7 @@ class PromptBuilder:
         self.tokenizer = tokenizer
         self.template = template
         self.instruction = instruction
-        self._ids = Continuation(tokenizer)
+        self._ids = TextContinuation(tokenizer)
         self._special = special_tokens(tokenizer)
         longest_first = sorted(self._special, key=len, reverse=True)
         self._special_text = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -154,6 +160,13 @@ class PromptBuilder:
         """
         self._check("component", ANSWER, text)
         ids = self._answer_ids(text)
+        if self.template.source is not None and not self._is_whole(
+            self.zero_shot("x"), ids, {"context": "x", ANSWER: text}
+        ):
+            raise DataError(
+                f"The response {text[:60]!r} has other tokens in a whole chat than on its own; "
+                "remove the blanks at its beginning and end."
+            )
         if _find(ids, self.end_ids) != len(ids) - len(self.end_ids):
             what = "token" if len(self.end_ids) == 1 else "text"
             raise DataError(
@@ -299,23 +312,30 @@ class PromptBuilder:
             DataError: if they differ.
         """
         for persona, exemplar, context, answer in _PROBES:
-            fields = dict(zip(FORMS["component"], (persona, self.instruction, *exemplar, context)))
+            texts = (persona, self.instruction, *exemplar, context)
+            fields = dict(zip(FORMS["component"], texts, strict=True))
+            ids = self._answer_ids(answer)
             for prompt, form in (
                 (self.component(persona, exemplar, context), "component"),
                 (self.persona_only(persona, context), "persona_only"),
                 (self.zero_shot(context), "zero_shot"),
             ):
                 values = {field: fields[field] for field in FORMS[form]} | {ANSWER: answer}
-                whole = self._bos + self._ids.encode(self._whole(values))
-                found = (*prompt.token_ids, *self.response(answer))
-                # A template that writes no end of turn is ended by the end of sequence.
-                written = found if self.template.end in self._whole(values) else found[:-1]
-                if whole[: len(written)] != written:
+                if not self._is_whole(prompt, ids, values):
                     raise DataError(
                         "The language model's tokenizer splits a chat otherwise as a whole than in "
                         f"parts (tried with the response {answer!r}), so its responses cannot be "
                         "scored exactly in the chat form; use the plain prompt form."
                     )
+
+    def _is_whole(self, prompt: Prompt, ids: tuple[int, ...], values: Mapping[str, str]) -> bool:
+        """Whether prompt and response have the ids of the whole chat with these texts."""
+        text = self._whole(values)
+        found = (*prompt.token_ids, *ids)
+        # A template that writes no end of turn is ended by the end of sequence.
+        if first_special(self.tokenizer, text[text.rfind(values[ANSWER]) :]) is None:
+            found = found[:-1]
+        return (self._bos + self._ids.encode(text))[: len(found)] == found
 
 
 def _common(one: tuple[int, ...], other: tuple[int, ...]) -> int:

@@ -205,10 +205,10 @@ def answer_begins(generation: str, before: str) -> str:
     added = generation[shared:].strip()
     where = "inside a thought" if "think" in added else "where the model does not write them"
     raise DataError(
-        f"The language model's chat template begins a response with {added!r}, which it does not "
-        f"write before an answer: responses would be scored {where}. Use a model that answers at "
-        "once, template arguments that switch this off, the plain prompt form, or a template of "
-        "your own."
+        f"The language model's chat template begins a response with {added[:40]!r}, which it does "
+        f"not write before an answer: responses would be scored {where}. Use a model that answers "
+        "at once, template arguments that switch this off, the plain prompt form, or a template "
+        "of your own."
     )
 
 

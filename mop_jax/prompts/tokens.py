@@ -91,7 +91,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
     return ids[0] if len(ids) == 1 else None
 
 
-class Continuation:
+class TextContinuation:
     """Ids of texts as they stand within a longer text.
 
     Raises:

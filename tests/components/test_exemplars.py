@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mop_jax.components.exemplars import cross_strata, leave_out_mask, select_exemplars
+from mop_jax.components.exemplars import (
+    cross_strata,
+    group_mask,
+    leave_out_mask,
+    refuse_twins,
+    select_exemplars,
+)
 from mop_jax.errors import DataError
 from mop_jax.population import Population
 
@@ -96,10 +102,15 @@ def test_cross_strata() -> None:
 def test_leave_out_mask() -> None:
     records = population(["One", "two", "three", "ONE "], groups=["f", "f", "g", "h"])
     pool = records.take([0, 2])
-    expected = np.array([[1, 0], [0, 0], [0, 1], [1, 0]], bool)
+    # "ONE " is another person's answer; only the record itself is left out.
+    expected = np.array([[1, 0], [0, 0], [0, 1], [0, 0]], bool)
     np.testing.assert_array_equal(leave_out_mask(records, pool), expected)
     expected[1, 0] = True  # the same film
     np.testing.assert_array_equal(leave_out_mask(records, pool, by="group"), expected)
+    np.testing.assert_array_equal(
+        group_mask(records, pool, by="group"),
+        np.array([[1, 0], [1, 0], [0, 1], [0, 0]], bool),
+    )
     # The same ids in another population are not the same records.
     other = population(["four", "five", "six", "seven"])
     assert not leave_out_mask(other, pool).any()
@@ -115,9 +126,40 @@ def test_the_same_long_response_under_another_context_is_left_out() -> None:
     records = Population(list("abcd"), contexts, [long, long.upper(), "Good.", "Good."])
     expected = np.zeros((4, 4), bool)
     expected[:2, :2] = True
-    # Two people may well say "Good." of two films; of one film they count as one record.
+    # Two people may well say "Good.", of two films or of one.
     expected[2, 2] = expected[3, 3] = True
     np.testing.assert_array_equal(leave_out_mask(records, records), expected)
+
+
+def test_a_closed_question_is_left_out_by_record() -> None:
+    """200 people, 80 % Yes: the two whose records are the exemplars miss their own, nobody else."""
+    answers = ["Yes"] * 160 + ["No"] * 40
+    records = Population([f"p{i}" for i in range(200)], ["Do you own a car?"] * 200, answers)
+    pool = records.take(select_exemplars(records, [0] * 200, 2))
+    assert sorted(pool.responses) == ["No", "Yes"]
+    mask = leave_out_mask(records, pool)
+    assert mask.sum() == 2
+    for j, name in enumerate(pool.ids):
+        assert mask[records.ids.index(name), j]
+
+
+@given(st.lists(st.sampled_from(["Yes", "No", "maybe so", "ja ja ja"]), min_size=2, max_size=8))
+def test_masks_of_held_out_records_do_not_depend_on_their_answers(answers: list[str]) -> None:
+    pool = population(["Yes", "No", "maybe so"], groups=["a", "b", "c"])
+    groups = [("a", "b", "z")[i % 3] for i in range(len(answers))]
+    for by in ("record", "group"):
+        mask = group_mask(population(answers, groups), pool, by=by)  # type: ignore[arg-type]
+        other = group_mask(population(["Yes"] * len(answers), groups), pool, by=by)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(mask, other)
+        assert mask.any() == (by == "group")
+
+
+def test_a_held_out_record_with_an_exemplars_long_response_is_refused() -> None:
+    long = "A film that I would happily see again tomorrow."
+    pool = population(["Yes", long])
+    refuse_twins(population(["Yes", "No"]), pool)
+    with pytest.raises(DataError, match="Held-out record r1 has the same long response as exempl"):
+        refuse_twins(population(["Yes", long.upper()]), pool)
 
 
 def test_bad_arguments() -> None:

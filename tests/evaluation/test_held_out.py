@@ -12,6 +12,7 @@ from mop_jax.evaluation.held_out import (
     candidate_check,
     mean_and_error,
     summarise,
+    summarise_slack,
 )
 from mop_jax.evaluation.predictors import uniform_over_prompts
 
@@ -139,3 +140,38 @@ def test_the_candidate_check_weighs_its_records():
     moved = np.average(np.linspace(0, 2, 17), weights=weights)
     assert check["moved"] == pytest.approx(moved)
     assert check["mop_minus_uniform"] == mean_and_error(VALUES, weights)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "passed"), [(0.0, True), (0.9, True), (-0.9, True), (1.1, False)]
+)
+def test_with_slack_the_check_is_of_what_is_left(hidden, passed):
+    """However far the comparison moved: more candidates were scored because it would."""
+    error = mean_and_error(VALUES)["se"]
+    check = candidate_check(
+        (12, 6),
+        {"mop": VALUES},
+        {"mop": VALUES - 5 * error},
+        slack={"mop": np.full(17, hidden * error)},
+    )
+    assert check["left"] == pytest.approx(abs(hidden) * error, abs=1e-12)
+    assert check["passed"] is passed
+    assert check["moved"] == pytest.approx(-5 * error)
+
+
+def test_what_is_left_counts_its_own_error():
+    slack = np.random.default_rng(4).normal(0.1, 1.0, 17)
+    check = candidate_check((12, 6), {"mop": VALUES}, {"mop": VALUES}, slack={"mop": slack})
+    got = mean_and_error(slack)
+    assert check["left"] == pytest.approx(abs(got["mean"]) + 2 * got["se"])
+
+
+def test_slack_is_summarised_as_the_figures_are():
+    slack = {"uniform_mixture": np.linspace(0, 1, 17), "mop": np.linspace(0, 2, 17)}
+    weights = np.arange(1.0, 18.0)
+    summary = summarise_slack(slack, weights)
+    assert set(summary) == {"uniform_mixture", "mop", "mop_minus_uniform"}
+    assert summary["mop"] == mean_and_error(slack["mop"], weights)
+    expected = mean_and_error(np.linspace(0, 1, 17), weights)
+    assert summary["mop_minus_uniform"] == pytest.approx(expected)
+    assert summarise_slack({}) == {}

@@ -16,6 +16,7 @@ from mop_jax.inference import (
     gate_at,
     posterior_draws,
 )
+from mop_jax.inference.svi import ROUNDS
 from mop_jax.models import full_table_data, mixture_data
 
 
@@ -119,7 +120,7 @@ def test_same_key_same_fit(make_data):
 
 
 def test_a_loss_that_blows_up_is_named(make_data):
-    with pytest.raises(FaultError, match=r"The loss is .* at step \d+ of 20"):
+    with pytest.raises(FaultError, match=r"The loss is .* at step \d+; a smaller"):
         fit_svi(
             jax.random.key(0),
             make_data(),
@@ -138,6 +139,20 @@ def test_a_loss_that_blows_up_is_named(make_data):
 def test_unusable_settings_are_refused(make_data, bad):
     with pytest.raises(DataError, match=next(iter(bad)).split("_")[0]):
         fit_svi(jax.random.key(0), make_data(), progress=False, **bad)
+
+
+def test_a_fit_goes_on_until_it_has_settled(make_data):
+    """A first round at a tiny learning rate is too short; a round at an ordinary one is not."""
+    data = make_data()
+    kwargs = {"model_kwargs": {"uniform_gate": True}, "guide": "AutoDelta", "progress": False}
+    settled = fit_svi(jax.random.key(0), data, **kwargs)
+    assert len(settled.losses) == ROUNDS[0]
+    assert settled.convergence.converged
+    # The second round's steps come in larger strides: only there can it settle.
+    slow = optax.adam(optax.join_schedules([lambda _: 1e-4, lambda _: 0.03], [ROUNDS[0]]))
+    longer = fit_svi(jax.random.key(0), data, optimizer=slow, tolerance=1e-6, **kwargs)
+    assert len(longer.losses) > ROUNDS[0]
+    assert not convergence_report(longer.losses[: ROUNDS[0]], 6.0, 1e-6).converged
 
 
 def test_convergence_is_claimed_only_when_it_is_sure():

@@ -91,7 +91,7 @@ def scores(lm: FlaxLM, skip: np.ndarray | None = None) -> np.ndarray:
 def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
     """Scores with many pairs skipped, on full devices, and of a model with a fault.
 
-    Besides them the collectives of the program that scores.
+    Besides them the collectives of the two programs that score.
     """
     prefixes, tails, pairs = work(lm.config.vocab_size)
     # The last prefix has a pool of its own, which need not be run at all.
@@ -107,11 +107,22 @@ def more_scores(lm: FlaxLM) -> dict[str, np.ndarray]:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return real(*args, **options)
 
-    with mock.patch.object(scoring, "run_suffixes", limited), warnings.catch_warnings():
+    real_states = scoring.score_states
+
+    def watched(*args: Any, **options: Any) -> Any:
+        if len(programs) == 1:
+            programs.append(real_states.lower(*args, **options))
+        return real_states(*args, **options)
+
+    with (
+        mock.patch.object(scoring, "run_suffixes", limited),
+        mock.patch.object(scoring, "score_states", watched),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         found["scores_full"] = scores(lm)
     found["tried"] = np.asarray(sorted(set(tried)))
-    found["scoring_collectives"] = count_collectives(programs[0])
+    found["scoring_collectives"] = sum(map(count_collectives, programs))
 
     read = [tail.request + tail.response[:-1] for tail in tails]
     others = {i for ids in (*read[:2], *read[3:], *sum(prefixes, ())) for i in ids}

@@ -86,7 +86,7 @@ def test_small_jobs_of_one_kind_share_their_shapes(seed):
     rng = np.random.default_rng(seed)
     jobs = [rng.integers(25, rng.integers(81, 96), size=n) for n in rng.integers(100, 700, 10)]
     shapes = {shape for job in jobs for shape in chunk_shapes(job.tolist(), 1_024)}
-    assert len(shapes) <= 8
+    assert len(shapes) <= 16  # closely fitting ones would be 50
 
 
 @given(number=st.integers(1, 100_000), least=st.sampled_from([1, 8, 64]))

@@ -251,6 +251,7 @@ def cache_sizes():
     return np.asarray(
         [
             scoring.run_suffixes._cache_size(),
+            scoring.score_states._cache_size(),
             prefix_module.run_segments._cache_size(),
             prefix_module.place_rows._cache_size(),
         ]
@@ -264,15 +265,45 @@ def test_compilations_are_few_and_not_repeated(make_tiny_lm, random_work):
     assert len(lengths) > 30
     before = cache_sizes()
     first = score(lm, work, memory=100_000.0)
-    suffixes, segments, placed = cache_sizes() - before
-    assert 1 < suffixes <= MAX_LENGTHS
-    assert 1 <= segments <= 3 * 4  # three levels of the tree
-    assert 1 <= placed <= 4
+    suffixes, states, segments, placed = cache_sizes() - before
+    assert 1 <= suffixes <= 3
+    assert states == 1
+    assert 1 <= segments <= 3  # of several pools, each of three levels
+    assert 1 <= placed <= 3
     middle = cache_sizes()
     np.testing.assert_array_equal(score(lm, work, memory=100_000.0), first)
     some = np.random.default_rng(0).random(150) < 0.5
     score(lm, work, memory=100_000.0, skip=some)
     assert (cache_sizes() == middle).all()
+
+
+def test_large_work_is_given_shapes_that_fit_it(make_tiny_lm, random_work, monkeypatch):
+    """What compiling costs is nothing beside it; the scores are those of coarse shapes."""
+    lm = make_tiny_lm(vocab_size=101 * 61)
+    work = random_work(5, num_pairs=150, num_trees=12, longest=(60, 70))
+    expected = score(lm, work, grid=UNIT, memory=100_000.0)
+    monkeypatch.setitem(TOKENS_PER_CHUNK, "cpu", 64)
+    before = cache_sizes()
+    table = score(lm, work, grid=UNIT)
+    suffixes, states, _, _ = cache_sizes() - before
+    assert 2 < suffixes <= MAX_LENGTHS
+    assert states == 1
+    np.testing.assert_allclose(table, expected, atol=2e-4)
+
+
+def test_another_small_job_of_the_kind_compiles_nothing(make_tiny_lm, random_work):
+    """Training records, held-out records: other lengths and numbers, the same programs."""
+    lm = make_tiny_lm(vocab_size=101 * 62)
+    prefixes, tails, pairs = random_work(5, num_pairs=150, num_trees=4)
+    score(lm, (prefixes, tails, pairs))
+    before = cache_sizes()
+    rng = np.random.default_rng(1)
+    longest = max(range(len(tails)), key=lambda i: len(tails[i].request + tails[i].response))
+    for count in (120, 140):
+        some = rng.choice(len(pairs), count, replace=False)
+        others = [(p, longest) for p in range(len(prefixes))]
+        score(lm, (prefixes, tails, np.concatenate([pairs[some], others])))
+    assert (cache_sizes() == before).all()
 
 
 @pytest.mark.parametrize(("tokens", "chunks"), [(1, 1), (64, 1), (64, 4), (100, 3), (4096, 1)])

@@ -3,7 +3,8 @@
     python resume_driver.py CONFIG.json FOLDER REFERENCE POINT…
 
 All processes are forked from this one, which imports everything once and computes nothing. One line
-of JSON per process says how it ended, and which finished artefacts differ from the reference run's.
+of JSON per process says how it ended, which finished artefacts differ from the reference run's, and
+how many steps of which fits it did not have to do again.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from jax._src import xla_bridge
 
 from mop_jax import pipeline, progress
 from mop_jax.config import RunConfig
+from mop_jax.inference import checkpoints
 from mop_jax.likelihoods import LikelihoodStore
 from mop_jax.pipeline import simulation
 
@@ -78,6 +80,31 @@ def at_fit_chunk(number: int) -> None:
     progress.task = counted
 
 
+def at_checkpoint(number: int) -> None:
+    """Dies with a fit's checkpoint written beside its place, just before it is moved there."""
+    moves = itertools.count(1)
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "os.rename" and "/.fit/" in str(arguments[1]) and next(moves) == number:
+            die()
+
+    sys.addaudithook(watch)
+
+
+def note_restored(file: Path) -> None:
+    """Checkpoints after every few steps, and a line in `file` for each that a fit goes on from."""
+    checkpoints.SECONDS_BETWEEN, checkpoints.SHARE_OF_TIME = 0.0, float("inf")
+    restore = checkpoints.FitCheckpoints.restore
+
+    def restored(self: checkpoints.FitCheckpoints, like: Any) -> Any:
+        found = restore(self, like)
+        with open(file, "a", encoding="utf-8") as handle:
+            handle.write(f"{0 if found is None else len(found.losses)}\n")
+        return found
+
+    checkpoints.FitCheckpoints.restore = restored  # type: ignore[method-assign]
+
+
 def at_response(number: int) -> None:
     """Dies while simulated responses are filed, with half a line in the journal."""
     calls, make_row = itertools.count(1), simulation._simulated_row
@@ -97,6 +124,8 @@ POINTS: dict[str, Callable[[], None]] = {
     "personas, last artefact": lambda: before_move("embeddings.safetensors"),
     "score, torn entry": lambda: at_append(2, torn=True),
     "score, journal in order": lambda: before_move("scores.bin"),
+    "fit, first model": lambda: at_fit_chunk(7),
+    "fit, while a checkpoint is written": lambda: at_checkpoint(3),
     "fit, second model": lambda: at_fit_chunk(27),
     "evaluate, scoring": lambda: at_append(2),
     "evaluate, metrics": lambda: before_move("metrics.json"),
@@ -136,10 +165,12 @@ def main() -> None:
     config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text("utf-8"))
     folder, reference, points = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
     assert not xla_bridge.backends_are_initialized()
+    restored = folder.with_suffix(".restored")
     warnings.simplefilter("ignore", RuntimeWarning)  # of forking beside JAX, which is idle here
     for point in [*points, None]:
         child = os.fork()
         if child == 0:
+            note_restored(restored)
             if point is not None:
                 POINTS[point]()
             work(config, folder)
@@ -149,7 +180,9 @@ def main() -> None:
             "signal": os.WTERMSIG(ended) if os.WIFSIGNALED(ended) else None,
             "status": os.WEXITSTATUS(ended) if os.WIFEXITED(ended) else None,
             "differing": differing(folder, reference),
+            "restored": [int(n) for n in restored.read_text().split()] if restored.exists() else [],
         }
+        restored.unlink(missing_ok=True)
         print(json.dumps(report), flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from mop_jax.inference import gate_at, load_posterior, simulate
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import evaluation, read_config
 from mop_jax.pipeline.run_folder import RunFolder, file_hash
-from mop_jax.pipeline.scoring import candidates_for
+from mop_jax.pipeline.scoring import RoundReport, round_sizes
+from mop_jax.pipeline.simulation import simulate_held_out
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.prompts import DEFAULT_INSTRUCTION
 from tests.run_fixtures import contents, read_json, read_lines, records, unfinished_files
@@ -142,12 +144,14 @@ def test_the_posterior_files_agree(finished_run):
     stored = arviz.from_netcdf(finished_run / "posterior.nc")
     groups = {"posterior", "log_likelihood", "sample_stats", "observed_data", "constant_data"}
     assert groups <= set(stored.groups())
-    assert stored.posterior.sizes["draw"] == 8
+    # Independent draws, in two equal parts, so that ArviZ's diagnostics are defined.
+    assert (stored.posterior.sizes["chain"], stored.posterior.sizes["draw"]) == (2, 4)
+    assert stored.observed_data["response_words"].dims == ("record",)
     assert stored.posterior.sizes["persona"] == 2
     assert stored.posterior["log_temperature"].dims == ("chain", "draw", "persona")
     assert set(stored.posterior.data_vars) == set(posterior.samples)
     for name, values in posterior.samples.items():
-        np.testing.assert_array_equal(stored.posterior[name].to_numpy()[0], values)
+        np.testing.assert_array_equal(np.concatenate(stored.posterior[name].to_numpy()), values)
     assert stored.log_likelihood["response"].dims == ("chain", "draw", "record")
     assert stored.log_likelihood.sizes["record"] == 24
     pool = pd.read_parquet(finished_run / "exemplars.parquet")
@@ -177,7 +181,7 @@ def test_metrics_hold_every_predictor(finished_run):
     assert metrics["num_train"] == 24
     assert metrics["num_held_out"] == 12
     check = read_json(finished_run / "figures" / "candidate_check.json")
-    assert (check["candidates"], check["compared_candidates"]) == (3, 6)
+    assert (check["candidates"], check["compared_candidates"]) == (6, 3)
     assert {k: check[k] for k in metrics["candidate_check"]} == metrics["candidate_check"]
     assert check["mop_minus_uniform"] == held_out["mop_minus_uniform"]
     low, high = np.transpose(metrics["temperature"]["interval_94"])
@@ -190,8 +194,11 @@ def test_the_uniform_mixture_by_brute_force(finished_run, workspace):
     table = pd.read_parquet(finished_run / "likelihoods" / "held_out.parquet")
     scores = table.set_index(["record", "persona", "exemplar"])["log_likelihood_1.0000"]
     side = workspace.sides["test"]
-    chosen = candidates_for(workspace, side, 3, seed_offset=evaluation._HELD_OUT)
-    allowed = (~workspace.components.leave_out(side.records)).sum(axis=1)
+    posterior = load_posterior(finished_run / "gate.safetensors")
+    made = evaluation._held_out_rounds(workspace, side, posterior)
+    chosen = made.readings[0]
+    assert len(table) == len(chosen.triples()) == 6 * len(side.records)
+    allowed = (~workspace.components.leave_out(side.records, held_out=True)).sum(axis=1)
     expected = []
     for i, record in enumerate(side.records.ids):
         terms = [
@@ -205,6 +212,41 @@ def test_the_uniform_mixture_by_brute_force(finished_run, workspace):
     frame = pd.read_parquet(finished_run / "held_out.parquet")
     assert frame["record"].tolist() == side.records.ids
     np.testing.assert_allclose(frame["uniform_mixture"], expected, atol=1e-4)
+
+
+def test_training_pairs_are_scored_in_rounds(finished_run):
+    """One by similarity, one by what it scored, two where the first fit points: four in all."""
+    sizes = round_sizes(4, 3)
+    assert sizes == [1, 2, 4]
+    tables = [
+        pd.read_parquet(finished_run / "likelihoods" / f"{name}.parquet")
+        for name in ("train", "train_refreshed")
+    ]
+    rounds = [RoundReport(**made) for made in read_json(finished_run / "rounds.json")]
+    assert [made.pairs for made in rounds] == [24 * size for size in sizes]
+    assert [len(table) for table in tables] == [24 * size for size in sizes[1:]]
+    assert [made.new for made in rounds] == [24 * size for size in np.diff([0, *sizes])]
+    assert rounds[0].tightened is None
+    assert all(np.isfinite([made.tightened, made.standard_error]).all() for made in rounds[1:])
+    first, last = (set(map(tuple, t[["record", "persona", "exemplar"]].values)) for t in tables)
+    assert first < last
+    # What the model was fitted to is the last round.
+    stored = arviz.from_netcdf(finished_run / "posterior.nc").constant_data
+    assert np.isfinite(stored["log_weight"]).sum() == 24 * 4
+
+
+def test_slack_is_reported_of_every_estimate(finished_run):
+    metrics = read_json(finished_run / "metrics.json")
+    slack, check = metrics["candidate_slack"], metrics["candidate_check"]
+    fitted = [entry.name for entry in fitted_predictors()]
+    estimates = {"uniform_mixture", *fitted, *(f"{name}_minus_uniform" for name in fitted)}
+    assert set(slack) == estimates
+    for name in fitted:
+        difference = slack[name]["mean"] - slack["uniform_mixture"]["mean"]
+        assert slack[f"{name}_minus_uniform"]["mean"] == pytest.approx(difference, abs=1e-9)
+    main = slack["mop_minus_uniform"]
+    assert check["left"] == pytest.approx(abs(main["mean"]) + 2 * main["se"])
+    assert check["passed"] == (check["left"] < metrics["held_out"]["mop_minus_uniform"]["se"])
 
 
 def test_the_baselines_by_whole_prompts(finished_run, workspace):
@@ -248,6 +290,19 @@ def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
         assert row["response_log_prob"] < 0
     assert len({row["text"] for row in rows}) > 10
     assert len({(row["persona"], row["exemplar"]) for row in rows}) > 3
+
+
+def test_what_held_out_people_answered_leaves_no_trace_in_what_is_simulated(copy_of_run):
+    """Not one byte changes where every one of them had given an exemplar's very own answer."""
+    before = (copy_of_run / "simulated.jsonl").read_bytes()
+    space = Workspace(RunFolder(copy_of_run, read_config(copy_of_run)))
+    side, pool = space.sides["test"], space.components.exemplars
+    answers = [pool.responses[i % len(pool)] for i in range(len(side.records))]
+    assert answers != side.records.responses
+    records = dataclasses.replace(side.records, responses=answers)
+    space.sides["test"] = side._replace(records=records)
+    simulate_held_out(space)
+    assert (copy_of_run / "simulated.jsonl").read_bytes() == before
 
 
 class Recorder:

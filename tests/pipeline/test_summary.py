@@ -12,7 +12,7 @@ from rich.console import Console
 from mop_jax import pipeline
 from mop_jax.errors import FaultError
 from mop_jax.evaluation.predictors import PREDICTORS
-from mop_jax.pipeline.figures import without_common_ends
+from mop_jax.pipeline.drawing import without_common_ends
 from mop_jax.pipeline.run_folder import file_hash
 from mop_jax.pipeline.summary import (
     check_sentence,
@@ -41,6 +41,18 @@ def test_the_check_in_a_sentence():
         "Halving the candidates (12 → 6) moves mop − uniform by -0.200, NOT less than its "
         "standard error 0.050."
     )
+
+
+def test_the_check_says_what_the_candidates_still_hide():
+    assert check_sentence(check(compared_candidates=6, left=0.03)) == (
+        "Halving the candidates (12 → 6) moves mop − uniform by +0.012; what they still hide is at "
+        "most 0.030, less than its standard error 0.050."
+    )
+    assert check_sentence(check(compared_candidates=6, left=0.0)) == (
+        "Halving the candidates (12 → 6) moves mop − uniform by +0.012; all components are "
+        "scored, so nothing is hidden."
+    )
+    assert check_sentence(check(left=0.012)) == check_sentence(check())
 
 
 def write_metrics(
@@ -80,11 +92,27 @@ def test_the_table_holds_every_predictor_and_where_everything_is(tmp_path):
         assert f"{-40.125 + n:.2f} ± 0.50" in row
         assert (f"{n - 2.0:+.2f} ± 0.25" in row) == (name != "uniform_mixture")
     joined = " ".join(" ".join(lines).split())
+    assert "hidden" not in joined
     assert check_sentence(check()) in joined
     assert "widen" not in joined
     assert "onverged" not in joined
     for name in ("metrics.json", "simulated.jsonl", "posterior.nc", "figures"):
         assert str(tmp_path / name) in joined
+
+
+def test_the_table_shows_what_the_candidates_hide(tmp_path):
+    metrics = write_metrics(tmp_path)
+    metrics["candidate_slack"] = {
+        "uniform_mixture": {"mean": 0.3, "se": 0.1},
+        "mop": {"mean": 0.45, "se": 0.1},
+        "mop_minus_uniform": {"mean": 0.15, "se": 0.07},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    out = io.StringIO()
+    results_table(tmp_path, Console(file=out, width=140))
+    (row,) = (line for line in out.getvalue().splitlines() if "mixture of personas " in line)
+    assert "+0.15 ± 0.07" in row
+    assert out.getvalue().count("±") == 2 * len(PREDICTORS) - 1 + 1
 
 
 def test_a_fit_that_has_not_converged_is_said(tmp_path):

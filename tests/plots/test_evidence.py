@@ -165,6 +165,27 @@ def test_candidate_check_compares_the_last_move_with_its_standard_error() -> Non
     np.testing.assert_allclose([s[:, 1] for s in segments], [[0.8, 1.0], [0.6, 0.8]])
 
 
+def test_candidate_check_takes_the_bound_on_what_is_left() -> None:
+    """A large move settles nothing against: what is left does."""
+    figure = plots.candidate_convergence([8, 16], [0.5, 0.9], [0.1, 0.1], left=0.04)
+    assert "\nSettled: what they still hide, at most 0.040, is less" in figure.texts[1].get_text()
+    figure = plots.candidate_convergence([8, 16], [0.9, 0.9], [0.1, 0.1], left=0.2)
+    assert "\nNot settled: what they still hide" in figure.texts[1].get_text()
+
+
+def test_diamonds_show_the_differences_with_all_components() -> None:
+    rows = [("zero-shot", -50.0, 1.0), ("uniform", -41.0, 1.0), ("mop", -40.0, 1.0)]
+    gains = [("zero-shot", -9.0, 0.2), ("mop", 1.0, 0.2)]
+    figure = plots.held_out_comparison(rows, gains, hidden={"mop": 0.15})
+    _, paired = panels(figure)
+    (diamonds,) = [points for points in offsets(paired) if len(points) == 1]
+    np.testing.assert_allclose(diamonds, [[1.15, 2.0]])
+    assert "Diamonds" in figure.texts[1].get_text()
+    assert "Diamonds" not in plots.held_out_comparison(rows, gains).texts[1].get_text()
+    with pytest.raises(DataError, match="`hidden` names 'other'; accepted: zero-shot, mop"):
+        plots.held_out_comparison(rows, gains, hidden={"other": 0.1})
+
+
 # --- Refusals -----------------------------------------------------------------------------------
 
 CLOUD = np.random.default_rng(9).normal(size=(6, 3))

@@ -111,6 +111,9 @@ def _unigram(prefix: str) -> Tokenizer:
 
 BUILDERS = {
     "gpt2": lambda: _byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "gpt2 with a prefix blank": lambda: _byte_level(
+        pre_tokenizers.ByteLevel(add_prefix_space=True)
+    ),
     "llama3": lambda: _byte_level(_split(LLAMA3)),
     "qwen": lambda: _byte_level(_split(QWEN), normalizers.NFC()),
     "gemma": lambda: _sentencepiece("gemma"),

@@ -127,6 +127,12 @@ def test_a_template_without_ends_of_turns_gets_the_end_of_sequence():
     prompt = builder.component("You are x.", ("q", "a"), "c")
     assert builder.tokenizer.decode(prompt.token_ids).endswith("assistant: a\nuser: c\nassistant:")
     assert builder.tokenizer.decode(builder.response("Fine.")) == " Fine.</s>"
+    # What follows an answer there may be joined to its last blanks.
+    lined = bare.replace("{{ m.content }}\n", "{{ m.content }}\n\n")
+    builder = PromptBuilder(make_tokenizer("gemma", "zephyr", chat_template=lined))
+    assert builder.response("Fine.")
+    with pytest.raises(DataError, match="has other tokens in a whole chat"):
+        builder.response("Fine.\n")
 
 
 def test_what_a_template_rewrites_is_refused():

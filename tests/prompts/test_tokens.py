@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from unicodedata import normalize
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from tokenizers import AddedToken
 from mop_jax.errors import DataError
 from mop_jax.lm.tokenizer import continuation_decoder
 from mop_jax.prompts import PromptBuilder, PromptTemplate
-from mop_jax.prompts.tokens import Continuation, parting_tokens, special_tokens
+from mop_jax.prompts.tokens import TextContinuation, parting_tokens, special_tokens
 from tests.prompts.chat_tokenizers import BUILDERS, make_tokenizer
 
 SENTENCEPIECE = [kind for kind in BUILDERS if "piece" in kind or kind == "gemma"]
@@ -92,12 +94,47 @@ def test_ends_of_any_length(kind, end):
         assert decode(list(ids)) == f"A film.{end}"
 
 
+pieces = st.lists(st.sampled_from(["-", "\t", "--", "\n", "a", " "]), max_size=6).map("".join)
+
+
+@example("-", "-\t")
+@given(pieces, pieces)
+@pytest.mark.parametrize("end", ["\n", "-\t-", "\n\n", "--"])
+@pytest.mark.parametrize("kind", ["gpt2", "sentencepiece normaliser", "gemma"])
+def test_no_response_is_the_beginning_of_another(kind, end, one, other):
+    """So that the probabilities of all responses sum to at most one."""
+    builder = builder_of(kind, end)
+    try:
+        found = builder.response(one), builder.response(other)
+    except DataError as error:
+        assert "ends a response" in str(error)  # noqa: PT017
+        return
+    assert (found[1][: len(found[0])] == found[0]) == (one == other)
+
+
+@cache
+def builder_of(kind, end):
+    return PromptBuilder(make_tokenizer(kind), PromptTemplate.plain(end))
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece normaliser", "sentencepiece first", "gpt2"])
+def test_texts_are_scored_as_they_continue_their_prompts(make_tiny_lm, kind):
+    tokenizer = make_tokenizer(kind)
+    lm = make_tiny_lm(tokenizer=tokenizer)
+    whole = tokenizer.encode("The film is fine")
+    prompt = tokenizer.encode("The film")
+    assert whole[: len(prompt)] == prompt
+    by_ids = lm.log_likelihood([prompt], [whole[len(prompt) :]])
+    np.testing.assert_array_equal(lm.log_likelihood(["The film"], [" is fine"]), by_ids)
+    np.testing.assert_array_equal(lm.log_likelihood([prompt], [" is fine"]), by_ids)
+
+
 @pytest.mark.parametrize("kind", sorted(BUILDERS))
 @pytest.mark.parametrize("text", ["a film", " a film", "  two", "The", "é", " 12", ".", "\n a"])
 def test_what_is_decoded_is_what_was_tokenised(kind, text):
     """Within a text: a blank that a response begins with is its own."""
     tokenizer = make_tokenizer(kind)
-    ids = Continuation(tokenizer).inside(text)
+    ids = TextContinuation(tokenizer).inside(text)
     if tokenizer.unk_token_id not in ids:
         assert continuation_decoder(tokenizer)(list(ids)) == text
     else:
@@ -111,7 +148,7 @@ def test_nothing_is_cleaned_up_and_broken_characters_are_shown():
     assert decode(tokenizer.encode(text)) == text
     for kind in ("gpt2", "sentencepiece first"):
         tokenizer = make_tokenizer(kind)
-        ids = list(Continuation(tokenizer).inside("龘"))
+        ids = list(TextContinuation(tokenizer).inside("龘"))
         assert len(ids) > 1
         assert "\ufffd" in continuation_decoder(tokenizer)(ids[:-1])
     special = tokenizer.eos_token_id

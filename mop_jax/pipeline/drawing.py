@@ -98,6 +98,7 @@ def _embedding_map(space: Workspace, folder: Path) -> None:
 
 def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
     held_out, check = metrics["held_out"], metrics["candidate_check"]
+    slack = metrics.get("candidate_slack", {})
 
     def row(name: str, key: str) -> tuple[str, float, float]:
         return PREDICTORS[name].title, held_out[key]["mean"], held_out[key]["se"]
@@ -110,6 +111,11 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
             differences,
             check_sentence(check),
             headline=PREDICTORS[MAIN].title,
+            hidden={
+                PREDICTORS[name].title: slack[f"{name}_minus_uniform"]["mean"]
+                for name in PREDICTORS
+                if f"{name}_minus_uniform" in slack
+            },
         ),
     )
     points = sorted(
@@ -124,6 +130,7 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
         [value["mean"] for _, value in points],
         [value["se"] for _, value in points],
         reported=[count for count, _ in points].index(check["candidates"]),
+        left=check.get("left"),
     )
     save_figure(folder / "candidate_check.png", figure)
     atomic.write_json(folder / "candidate_check.json", {"sentence": check_sentence(check), **check})

@@ -1,0 +1,55 @@
+"""Rounds of scoring: their sizes, what a round reports, and when no further one is needed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mop_jax.components.candidates import CandidateSet
+from mop_jax.likelihoods.scoring import ScoredCandidates
+from mop_jax.pipeline.scoring import Round, RoundReport, round_report, round_sizes
+
+
+@given(st.integers(1, 200), st.integers(1, 6))
+def test_rounds_never_score_more_than_was_asked_for(num_candidates: int, num_rounds: int) -> None:
+    sizes = round_sizes(num_candidates, num_rounds)
+    assert 1 <= len(sizes) <= num_rounds
+    assert sizes[-1] == num_candidates
+    assert sizes[0] >= 1
+    # Each round adds something, and the last one no less than any other.
+    added = np.diff([0, *sizes])
+    assert (added > 0).all()
+    assert added[-1] == added.max()
+
+
+def a_round(log_weight: np.ndarray, scores: np.ndarray, method: str = "importance") -> Round:
+    index = np.tile(np.arange(log_weight.shape[1], dtype=np.int32), (len(log_weight), 1))
+    candidates = CandidateSet(index, index, log_weight, method)
+    triples = candidates.triples()
+    return Round(candidates, ScoredCandidates(triples, np.zeros((len(triples), 1)), scores))
+
+
+def test_a_round_says_how_far_it_tightened_the_bound() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(5, 2, 3))
+    before = a_round(np.array([[0.0, -np.inf]] * 5), scores)
+    after = a_round(np.zeros((5, 2)), scores)
+    assert round_report(None, before, 1) == RoundReport(5, 5)
+    got = round_report(before, after, 1)
+    moved = np.logaddexp(scores[:, 0, 1], scores[:, 1, 1]) - scores[:, 0, 1]
+    assert (got.pairs, got.new) == (10, 5)
+    assert got.tightened == pytest.approx(moved.mean())
+    assert got.standard_error == pytest.approx(moved.std(ddof=1) / np.sqrt(5))
+    renormalised = a_round(np.zeros((5, 2)), scores, "renormalised")
+    assert round_report(before, renormalised, 1) == RoundReport(10, 5)
+
+
+@pytest.mark.parametrize(
+    ("tightened", "error", "settled"),
+    [(0.001, 0.002, True), (0.001, 0.02, False), (0.03, 0.001, False), (-0.1, 0.01, True)],
+)
+def test_rounds_end_when_one_surely_moved_little(tightened, error, settled) -> None:
+    assert RoundReport(10, 5, tightened, error).settled(0.02) is settled
+    assert not RoundReport(10, 10).settled(0.02)
