@@ -208,7 +208,7 @@ def suggest_config(
         f"personas: {{num_personas: {personas}}}",
         f"exemplars: {{num_exemplars: {exemplars}}}",
         f"candidates: {{num_candidates: {candidates}}}",
-        f"evaluation: {{num_candidates: {candidates}}}",
+        f"evaluation: {{num_candidates: {min(64, personas * exemplars)}}}",
     ]
     text = "\n".join(lines) + "\n"
     parse_config(text, f"the configuration for {name}")
@@ -222,10 +222,15 @@ def _split(population: Population, grouped: bool) -> tuple[dict[str, str | int],
     ways: list[SplitBy] = ["group", "record"] if grouped else ["record"]
     for by in ways:
         try:
-            train, _ = population.split(held_out, by=by, train_size=train_size)
+            train, test = population.split(held_out, by=by, train_size=train_size)
         except DataError:  # too few groups, or too large ones
             continue
-        if len(set(train.text_keys)) < 2:
+        texts = zip(train.response_keys, train.text_keys, strict=True)
+        if len({response or text for response, text in texts}) < 2:
+            continue
+        # Of one group there is no standard error, and no exemplar of another.
+        sides = (train, test) if by == "group" else (test,)
+        if grouped and min(len(set(side.groups or [])) for side in sides) < 2:
             continue
         split: dict[str, str | int] = {"by": by, "test_size": held_out}
         return split | ({"train_size": train_size} if train_size else {}), train

@@ -49,7 +49,7 @@ def explain(detail: Any, model: type[BaseModel]) -> str:
     if kind == "string_pattern_mismatch":
         return f"{_shown(given)} does not have the form {context['pattern']}"
     if kind in ("value_error", "assertion_error"):
-        return str(context.get("error", detail["msg"]))
+        return str(context.get("error", detail["msg"])).rstrip(".")
     if kind == "int_from_float":
         return f"accepted is a whole number (an integer), not {_shown(given)}"
     stem = kind.removesuffix("_type").removesuffix("_parsing")

@@ -308,7 +308,10 @@ def test_settings_of_files():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"separator": "ab"}, r"population.separator: The separator 'ab' is not accepted; .*\)\.$"),
+        (
+            {"separator": "ab"},
+            r"population.separator: The separator 'ab' is not accepted; .*\), line \d+\.$",
+        ),
         (
             {"encoding": "utf-9"},
             r"population.encoding: The encoding 'utf-9' is not known; .*[^.]\.$",

@@ -22,11 +22,10 @@ def split_of(path: Path) -> tuple[Population, Population]:
     """The records and the split that a run of the configuration would make."""
     config = load_config(path)
     inputs = Inputs(config)
-    train, test = inputs.records()
     inputs.check_sizes(evaluated=True)
     candidates = config.candidates.num_candidates
     assert candidates <= config.personas.num_personas * config.exemplars.num_exemplars
-    return train, test
+    return inputs.records()
 
 
 def closed_question(folder: Path) -> Path:
