@@ -31,7 +31,7 @@ from mop_jax.components import (
     full_candidates,
     importance_candidates,
 )
-from mop_jax.components.candidates import half_sets
+from mop_jax.components.rounds import half_sets
 from mop_jax.encoder import SentenceEncoder
 from mop_jax.inference import (
     Posterior,

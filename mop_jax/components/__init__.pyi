@@ -1,6 +1,5 @@
 from .candidates import (
     CandidateSet,
-    extended_candidates,
     full_candidates,
     importance_candidates,
     renormalised_candidates,
@@ -22,6 +21,7 @@ from .proposals import (
     defensive_proposal,
     gate_proposal,
 )
+from .rounds import extended_candidates, half_sets, inclusion_probabilities
 from .surrogate import Scores, Surrogate, fit_surrogate, scores_of
 
 __all__ = [
@@ -43,7 +43,9 @@ __all__ = [
     "full_candidates",
     "gate_proposal",
     "group_mask",
+    "half_sets",
     "importance_candidates",
+    "inclusion_probabilities",
     "leave_out_mask",
     "read_personas",
     "record_texts",

@@ -12,12 +12,7 @@ the missing ones enter the likelihood is the `method` of a `CandidateSet`:
 
 Draws are *systematic*: the C points (v + c/C) mod 1 with one uniform offset v per record are sent
 through the inverse distribution function of the proposal. The expected number of draws of a pair is
-C·q exactly, and its variance is far below that of independent draws.
-
-Sets grow in rounds (`extended_candidates`): what was scored is known and counts in full, and a draw
-without replacement from all the rest stands for what is not known (Horvitz and Thompson, 1952). Its
-proposal may depend on everything that was scored before, on a gate fitted to it, say: for fixed θ,
-p̂ is unbiased whatever the earlier rounds were, since the last round's draws are new.
+C·q exactly, and its variance is far below that of independent draws. `rounds` lets sets grow.
 """
 
 from __future__ import annotations
@@ -47,10 +42,8 @@ __all__ = [
     "Proposal",
     "TableProposal",
     "defensive_proposal",
-    "extended_candidates",
     "full_candidates",
     "gate_proposal",
-    "half_sets",
     "importance_candidates",
     "renormalised_candidates",
 ]
@@ -185,132 +178,6 @@ def renormalised_candidates(
     return CandidateSet(draws.persona, draws.exemplar, log_weight, "renormalised")
 
 
-def extended_candidates(
-    known: CandidateSet,
-    proposal: Proposal | ArrayLike,
-    num_candidates: int,
-    seed: int,
-    *,
-    record_keys: Sequence[str] | None = None,
-) -> CandidateSet:
-    """What is known already, and as many new pairs as make C distinct ones for each record.
-
-    New pairs are drawn systematically without replacement from those of positive probability that
-    are not known, with inclusion probabilities π = min(1, t q) that sum to their number. In
-    p̂ = Σ_known f + Σ_new f / π only the unknown remainder is estimated, and the pairs that the
-    proposal is sure of are included for certain.
-
-    Args:
-        known: an `importance` set; its distinct pairs count as scored.
-        proposal: q_i(k, j), as for `importance_candidates`; positive wherever a pair is allowed,
-            and made without looking at this call's draws.
-        num_candidates: C, the distinct pairs of each record in all (or all of them, where there are
-            no more), and the width of the set.
-        seed: of the draws; each round needs one of its own.
-        record_keys: see `importance_candidates`.
-
-    Raises:
-        DataError: if the set is of another method or its distinct pairs leave no draw for the rest,
-            or on a proposal that is no distribution.
-    """
-    source = as_proposal(proposal)
-    num_records, num_personas, num_exemplars = source.shape
-    check_count("num_candidates", num_candidates)
-    if known.method != "importance":
-        raise DataError(f"A set of method {known.method!r} is not extended; only importance is.")
-    keys = _record_keys(record_keys, num_records, seed)
-    shape = (num_records, num_candidates)
-    pairs, log_weight = np.zeros(shape, np.int64), np.full(shape, -np.inf)
-    for row, exemplar, persona in _each_record(source):
-        live = known.log_weight[row] > -np.inf
-        code = known.persona_index[row].astype(np.int64) * num_exemplars + known.exemplar_index[row]
-        old = np.unique(code[live])
-        joint = (persona * exemplar).ravel()
-        joint[old] = 0.0
-        # Without a single draw nothing would stand for what is not known.
-        if len(old) >= num_candidates and joint.any():
-            raise DataError(
-                f"{len(old)} pairs of record {row} are known already; accepted are more than as "
-                f"many candidates, not {num_candidates}."
-            )
-        rng = _record_rng(seed, keys[row])
-        new, inclusion = _without_replacement(
-            joint, num_candidates - len(old), rng, num_personas, num_exemplars
-        )
-        filled = len(old) + len(new)
-        pairs[row, :filled] = np.concatenate([old, new])
-        log_weight[row, : len(old)] = 0.0
-        log_weight[row, len(old) : filled] = -np.log(inclusion)
-    index_k, index_j = np.divmod(pairs.astype(np.int32), np.int32(num_exemplars))
-    return CandidateSet(index_k, index_j, log_weight, "importance")
-
-
-def half_sets(extended: CandidateSet) -> tuple[CandidateSet, CandidateSet]:
-    """Two estimates from half of the new pairs each, of a set made by `extended_candidates`.
-
-    What is certain (log-weight 0) stands in both; every second one of the others, in the order in
-    which they were drawn, goes to either half and counts twice. With p̂_a and p̂_b for the halves,
-    log p̂ − (log p̂_a + log p̂_b) / 2 estimates by how much E log p̂ lies below log p: the gap of
-    a half less that of the whole, which is the gap of the whole where twice the draws halve the
-    variance. Systematic draws do better than that, so it errs to the safe side.
-    """
-    uncertain = extended.log_weight > 0
-    second = (np.cumsum(uncertain, axis=1) % 2).astype(bool)
-    halves = []
-    for mine in (second, ~second):
-        doubled = np.where(mine, extended.log_weight + np.log(2.0), -np.inf)
-        log_weight = np.where(uncertain, doubled, extended.log_weight)
-        halves.append(extended._replace(log_weight=log_weight))
-    return halves[0], halves[1]
-
-
-def _without_replacement(
-    score: np.ndarray, number: int, rng: np.random.Generator, num_personas: int, num_exemplars: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs, int64 [n], and their inclusion probabilities: a systematic draw along a random walk.
-
-    Neighbours on the walk share an exemplar, so that draws are spread over exemplars first.
-    """
-    offset = rng.random()
-    exemplar_order = rng.permutation(num_exemplars)
-    persona_order = rng.permuted(np.tile(np.arange(num_personas), (num_exemplars, 1)), axis=1)
-    walk = (persona_order * num_exemplars + exemplar_order[:, None]).ravel()
-    walk = walk[score[walk] > 0]
-    inclusion = inclusion_probabilities(score[walk], number)
-    upper = np.cumsum(inclusion)
-    count = min(number, len(walk))
-    if count == 0:
-        return np.zeros(0, np.int64), np.zeros(0)
-    # Rounding must not leave the last point beyond the end.
-    upper *= count / upper[-1]
-    position = np.searchsorted(upper, offset + np.arange(count), side="right")
-    position = np.minimum(position, len(walk) - 1)
-    return walk[position], inclusion[position]
-
-
-def inclusion_probabilities(score: np.ndarray, number: int) -> np.ndarray:
-    """min(1, t · score) with t such that they sum to `number`; all 1 where there are no more.
-
-    Args:
-        score: positive, [M].
-        number: n.
-
-    Returns:
-        float64 [M].
-    """
-    if number >= len(score):
-        return np.ones(len(score))
-    order = np.argsort(-score, kind="stable")
-    ranked = score[order]
-    rest = np.cumsum(ranked[::-1])[::-1]
-    # With the c largest certain, the others share n − c in proportion; c is the least that fits.
-    fits = (number - np.arange(number + 1)) * ranked[: number + 1] <= rest[: number + 1]
-    certain = int(np.argmax(fits))
-    inclusion = np.ones(len(score))
-    inclusion[order[certain:]] = (number - certain) * ranked[certain:] / rest[certain]
-    return np.minimum(inclusion, 1.0)
-
-
 class _Draws(NamedTuple):
     persona: np.ndarray  # int32 [N, C]
     exemplar: np.ndarray  # int32 [N, C]
@@ -334,14 +201,14 @@ def _draw_all(
     source = as_proposal(proposal)
     num_records, num_personas, num_exemplars = source.shape
     check_count("num_candidates", num_candidates)
-    keys = _record_keys(record_keys, num_records, seed)
+    keys = checked_keys(record_keys, num_records, seed)
     draws = _Draws(
         np.empty((num_records, num_candidates), np.int32),
         np.empty((num_records, num_candidates), np.int32),
         np.empty((num_records, num_candidates), np.float64),
     )
-    for row, exemplar, persona in _each_record(source):
-        rng = _record_rng(seed, keys[row])
+    for row, exemplar, persona in each_record(source):
+        rng = record_rng(seed, keys[row])
         # The offset comes first, so that it is the same whatever K, J and C are.
         offset = rng.random()
         walk = _random_walk(rng, num_personas, num_exemplars)
@@ -404,7 +271,7 @@ def _random_walk(rng: np.random.Generator, num_personas: int, num_exemplars: int
     return _Walk(exemplar_order, persona_order, shift)
 
 
-def _record_keys(record_keys: Sequence[str] | None, num_records: int, seed: int) -> list[str]:
+def checked_keys(record_keys: Sequence[str] | None, num_records: int, seed: int) -> list[str]:
     if seed < 0:
         raise DataError(f"The seed is {seed}; accepted is a non-negative integer.")
     keys = [str(i) for i in range(num_records)] if record_keys is None else list(record_keys)
@@ -413,13 +280,13 @@ def _record_keys(record_keys: Sequence[str] | None, num_records: int, seed: int)
     return keys
 
 
-def _record_rng(seed: int, key: str) -> np.random.Generator:
+def record_rng(seed: int, key: str) -> np.random.Generator:
     digest = hashlib.sha256(key.encode("utf-8")).digest()
     words = np.frombuffer(digest, dtype="<u4").tolist()
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, *words])))
 
 
-def _each_record(source: Proposal) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def each_record(source: Proposal) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Yields (row, q(j) [J], q(k | j) [K, J or 1]), checked and normalised."""
     num_records, num_personas, num_exemplars = source.shape
     step = max(1, _CHUNK_ENTRIES // (num_personas * num_exemplars))

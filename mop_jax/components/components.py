@@ -17,7 +17,6 @@ from mop_jax.components.candidates import (
     CandidateSet,
     Proposal,
     defensive_proposal,
-    extended_candidates,
     full_candidates,
     gate_proposal,
     importance_candidates,
@@ -33,6 +32,7 @@ from mop_jax.components.exemplars import (
     select_exemplars,
 )
 from mop_jax.components.personas import Persona, cluster_records, record_texts, synthesise_personas
+from mop_jax.components.rounds import extended_candidates
 from mop_jax.components.surrogate import fit_surrogate, scores_of
 from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.inference import Posterior, SimulatedResponse, gate_at, simulate
@@ -269,7 +269,7 @@ class Components:
         New ones are proposed where gate times likelihood is expected to be large: a mixture of the
         posterior's gate and the uniform one (that of the baseline, which is estimated from the same
         candidates), times what the scores of all records and this record's own say of the
-        likelihood (`Surrogate`). See `extended_candidates` for why the estimate is
+        likelihood (`Surrogate`). See `mop_jax.components.rounds` for why the estimate is
         unbiased whatever the gate and the scores were.
 
         Args:

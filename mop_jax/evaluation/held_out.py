@@ -86,7 +86,7 @@ def summarise_slack(
 
     Args:
         slack: predictor → estimate of E[log p] − E[log p̂], nats per record, [n]; see
-            `mop_jax.components.candidates.half_sets`. Predictors that are not named are exact.
+            `mop_jax.components.rounds.half_sets`. Predictors that are not named are exact.
         weights: of the records, [n].
         groups: of the records, [n].
 

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from mop_jax import atomic
-from mop_jax.components.candidates import CandidateSet, half_sets
+from mop_jax.components.candidates import CandidateSet
 from mop_jax.components.components import SECOND_ROUND
+from mop_jax.components.rounds import half_sets
 from mop_jax.evaluation.held_out import candidate_check, summarise, summarise_slack
 from mop_jax.evaluation.metrics import METRICS, Evidence, measure
 from mop_jax.evaluation.predictors import (
