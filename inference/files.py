@@ -83,13 +83,13 @@ def load_posterior(
         *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
     )
     outline, samples = header.get("params"), group("samples/")
-    saved_kwargs = header["model_kwargs"]
-    if header["format"] == _FIRST_FORMAT and "gate.context_kernel" in samples:
+    saved_kwargs, found = header["model_kwargs"], _model(path, header["model"], model)
+    if found is models.mixture_of_personas and "gate.context_kernel" in samples:
         # Files from before there was a choice of gates do not name the paper's.
         saved_kwargs = {"gate": "bilinear", **saved_kwargs}
     posterior = Posterior(
         samples,
-        _model(path, header["model"], model),
+        found,
         _decode_kwargs(path, saved_kwargs, model_kwargs or {}),
         MixtureData(**arrays, feature_maps=feature_maps),
         group("params/") if outline is None else _filled(outline, tensors),
