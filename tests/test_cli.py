@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from mop_jax import pipeline
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.pipeline.pipeline import Run
 from mop_jax.pipeline.run_folder import RunFolder
 from tests.run_fixtures import CACHE, contents, write_yaml
 
 pytest_plugins = ("tests.run_fixtures",)
-COMMANDS = ("demo", "run", "personas", "score", "fit", "evaluate", "simulate")
+COMMANDS = ("demo", "run", "personas", "score", "fit", "evaluate", "simulate", "figures")
 
 
 def raising(error: BaseException):
@@ -38,6 +40,7 @@ def test_every_command_has_help(mop, name):
     shown = mop(name, "--help")
     assert shown.status == 0
     assert "--out" in shown.out
+    assert f"Example:  mop {name}" in shown.out
     assert "--update" in shown.out
     assert "--memory" in shown.out
 
@@ -153,9 +156,16 @@ def test_the_memory_option_reaches_the_language_model(
 
 def test_a_folder_by_default_is_named_after_the_run(mop, materials, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    config = write_yaml(tmp_path / "c.yaml", materials.settings(encoder={"path": "nowhere"}))
-    assert mop("personas", config).status == 2
-    assert (tmp_path / "runs" / "miniature" / "manifest.json").exists()
+    seen = []
+    monkeypatch.setattr(Run, "check", lambda run, steps: seen.append(run.folder.path) or 1 / 0)
+    settings = materials.settings()
+    for name in ("miniature", None):
+        settings.pop("name", None)
+        given = {**settings, "name": name} if name else settings
+        config = write_yaml(tmp_path / "second.yaml", given)
+        with pytest.raises(ZeroDivisionError):
+            mop("personas", config)
+    assert seen == [Path("runs") / "miniature", Path("runs") / "second"]
 
 
 def test_the_command_line_keeps_compiled_programs(mop, monkeypatch):

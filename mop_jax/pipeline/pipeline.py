@@ -240,12 +240,23 @@ def _run_until(
     if afterwards is None and not (run.is_due(steps) or os.access(folder.path, os.W_OK)):
         return folder.path  # all is there to be read, on a disk that takes no writes
     with folder.locked():
-        while not run.perform(steps, on_step):
+        while not _did(run, steps, on_step, afterwards):
             pass
-        if afterwards is not None:
-            afterwards(run)
         folder.keep()
     return folder.path
+
+
+def _did(
+    run: Run, steps: list[Step], on_step: OnStep, afterwards: Callable[[Run], Any] | None
+) -> bool:
+    """Does what is not done; False if a loaded model showed that steps must be looked at again."""
+    try:
+        run.perform(steps, on_step)
+        if afterwards is not None:
+            afterwards(run)
+    except InputChanged:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -352,23 +363,23 @@ class Run:
         inputs = self.step_inputs(step.name)
         return self.folder.reasons(step.name, inputs, step.outputs, step.changes)
 
-    def perform(self, steps: list[Step], on_step: OnStep) -> bool:
-        """Does what is not done; False if steps must be looked at again."""
+    def perform(self, steps: list[Step], on_step: OnStep) -> None:
+        """Does what is not done.
+
+        Raises:
+            InputChanged: if steps must be looked at again; see `RunFolder.loaded`.
+        """
         for step in steps:
             on_step(step.name, True)
             reasons = self.reasons(step)
             if reasons:
                 more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
                 _LOG.info("%s: done again, since %s%s.", step.title, reasons[0], more)
-            try:
-                if reasons is not None:
-                    work = partial(self._work, step)
-                    inputs = self.step_inputs(step.name)
-                    self.folder.perform(step.name, inputs, step.outputs, work)
-            except InputChanged:
-                return False
+            if reasons is not None:
+                work = partial(self._work, step)
+                inputs = self.step_inputs(step.name)
+                self.folder.perform(step.name, inputs, step.outputs, work)
             on_step(step.name, False)
-        return True
 
     def _work(self, step: Step) -> None:
         space = self.space  # says that JAX is being loaded, which the step's module does too

@@ -102,7 +102,7 @@ STEPS = (
     Step(
         "figures",
         "Figures",
-        "mop_jax.pipeline.figures:draw_figures",
+        "mop_jax.pipeline.drawing:draw_figures",
         ("evaluate", "simulate"),
         (),
         (

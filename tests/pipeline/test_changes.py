@@ -302,6 +302,6 @@ def test_an_encoder_that_cannot_be_used_leaves_a_new_folder_unmade(mop, own, tmp
     (tmp_path / "other" / "model.safetensors").write_bytes(b"x")
     settings = own.model_dump(mode="json")
     settings["encoder"]["path"] = str(tmp_path / "other")
-    ended = mop("run", write_yaml(tmp_path / "c.yaml", settings), "-o", tmp_path / "run")
+    ended = mop("run", write_yaml(tmp_path / "c.yaml", settings), "-o", tmp_path / "new")
     assert ended.status == 1
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "new").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from mop_jax import pipeline
 from mop_jax.config import RunConfig
@@ -157,10 +158,15 @@ def test_steps_that_are_done_stay_done(mop, old):
 def test_the_posterior_of_an_old_run_can_be_used(old):
     posterior = load_posterior(old / "gate.safetensors")
     assert posterior.num_draws == 8
-    embedding_dim = posterior.data.context_features.shape[-1]
-    assert embedding_dim > 0
-    gate = gate_at(posterior, np.zeros((2, 8), np.float32))
-    assert gate.persona_log_probs.shape == (8, 2, 2)
+    contexts = load_file(old / "embeddings.safetensors")["test_context"]
+    gate = gate_at(posterior, contexts)
+    assert gate.persona_log_probs.shape == (8, 12, 2)
+    np.testing.assert_allclose(np.exp(gate.persona_log_probs).sum(axis=-1), 1, rtol=1e-5)
+    # What was simulated then follows from it.
+    for line in (old / "simulated.jsonl").read_text("utf-8").split("\n")[:5]:
+        row = json.loads(line)
+        heat = float(gate.temperature[row["draw"], row["persona"]])
+        assert row["temperature"] == pytest.approx(heat, rel=1e-5)
 
 
 def test_a_configuration_that_nobody_understands_is_a_fault(old):

@@ -14,7 +14,7 @@ from mop_jax.config import RunConfig
 from mop_jax.errors import DataError, FaultError
 from mop_jax.pipeline import lock
 from mop_jax.pipeline.manifest import read_manifest
-from mop_jax.pipeline.run_folder import RunFolder, file_hash, fingerprint
+from mop_jax.pipeline.run_folder import InputChanged, RunFolder, file_hash, fingerprint
 
 
 def config(**changes) -> RunConfig:
@@ -294,6 +294,60 @@ def test_an_input_that_changed_is_refused_or_taken(folder):
     updated = RunFolder(folder, config(), update=True)
     updated.input("population", other)
     assert updated.source("population") == other
+
+
+@pytest.fixture
+def older(folder):
+    """A folder whose run knew its language model only by what was loaded."""
+    run = RunFolder(folder, config())
+    perform(run, Work(run), made_from=inputs(inputs={"language model": None}))
+    perform(run, Work(run, "b.txt"), "split", inputs(inputs={}), ["b.txt"])
+    manifest = stored(folder)
+    manifest["sources"]["language model"] = {"digest": None, "fingerprint": "loaded"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+STAMP = {"digest": "files", "files": {"m.gguf": [1, 2]}}
+
+
+def test_models_of_older_runs_are_compared_when_they_are_loaded(older):
+    run = RunFolder(older, config())
+    run.input("language model", STAMP)
+    with pytest.raises(DataError, match="The language model has changed since"):
+        run.loaded("language model", "another", lambda: None)
+    run.loaded("language model", "loaded", lambda: None)
+    assert run.source("language model") == STAMP
+    run.loaded("language model", "whatever", lambda: None)  # known by its files from now on
+    # A model that had to be fetched first has files only now.
+    run = RunFolder(older, config())
+    run.input("language model", None)
+    run.loaded("language model", "loaded", lambda: STAMP)
+    assert run.source("language model") == STAMP
+
+
+def test_another_model_than_that_of_an_older_run_makes_its_steps_be_forgotten(older):
+    run = RunFolder(older, config(), update=True)
+    run.input("language model", STAMP)
+    with pytest.raises(InputChanged):
+        run.loaded("language model", "another", lambda: None)
+    assert set(run.written) == {"split"}
+    run.loaded("language model", "another", lambda: None)
+
+
+def test_prompts_that_are_made_otherwise_are_said(folder):
+    made_from = inputs(inputs={"language model": "files"})
+    run = RunFolder(folder, config())
+    run.rendered("template")
+    perform(run, Work(run), made_from=made_from)
+    RunFolder(folder, config()).rendered("template")
+    with pytest.raises(DataError, match=r"Prompts are not made any more as when .*--update"):
+        RunFolder(folder, config()).rendered("another")
+    updated = RunFolder(folder, config(), update=True)
+    with pytest.raises(InputChanged):
+        updated.rendered("another")
+    assert not updated.written
+    updated.rendered("another")
 
 
 LOCK = """

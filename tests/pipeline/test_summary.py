@@ -12,7 +12,7 @@ from rich.console import Console
 from mop_jax import pipeline
 from mop_jax.errors import FaultError
 from mop_jax.evaluation.predictors import PREDICTORS
-from mop_jax.pipeline.figures import without_common_ends
+from mop_jax.pipeline.drawing import without_common_ends
 from mop_jax.pipeline.run_folder import file_hash
 from mop_jax.pipeline.summary import (
     check_sentence,
