@@ -147,6 +147,17 @@ def test_public_names_are_there(module):
         assert getattr(module, name) is not None
 
 
+def test_no_name_that_is_imported_when_used_is_that_of_a_module_beside_it():
+    """Whoever imported the module first would find it in place of the function."""
+    stubs = [stub for folder in FOLDERS.values() for stub in folder.rglob("__init__.pyi")]
+    assert len(stubs) > 5
+    for stub in stubs:
+        for node in ast.parse(stub.read_text("utf-8")).body:
+            for name in node.names if isinstance(node, ast.ImportFrom) and node.module else ():
+                beside = [stub.with_name(name.name), stub.with_name(f"{name.name}.py")]
+                assert not any(path.exists() for path in beside), (stub, name.name)
+
+
 SIDE_EFFECTS = """
 import sys, warnings
 import jax
