@@ -114,8 +114,6 @@ def test_a_command_in_the_background_is_left_alone(bare_python):
     assert (process.returncode, out) == (0, "done\n")
 
 
-# Once `import mop_jax` loads nothing that takes time, this passes and the mark goes.
-@pytest.mark.xfail(strict=False, reason="the package imports its parts before the watch begins")
 @pytest.mark.skipif(not Path("/proc").exists(), reason="the threads of a process are in /proc")
 @pytest.mark.parametrize("delay", [0.0, 1.0, 2.0, 3.5])
 def test_mop_while_it_imports(delay, tmp_path):
