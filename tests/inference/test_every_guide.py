@@ -1,7 +1,5 @@
 """Every guide of NumPyro's that fits the model draws, saves, loads and is exported."""
 
-import warnings
-
 import jax
 import numpy as np
 import pytest
@@ -47,12 +45,11 @@ def data(make_data):
 
 @pytest.mark.parametrize("name", GUIDES)
 def test_a_guide_goes_all_the_way(data, tmp_path, name):
-    fit = fit_svi(jax.random.key(0), data, guide=getattr(autoguide, name), **FIT)
+    # A Hessian says something at the mode only; a few steps do for all else.
+    steps = {"num_steps": 600} if name == "AutoLaplaceApproximation" else {}
+    fit = fit_svi(jax.random.key(0), data, guide=getattr(autoguide, name), **{**FIT, **steps})
     assert isinstance(fit.guide, getattr(autoguide, name))
-    with warnings.catch_warnings():
-        # After six steps a Hessian need not be positive definite.
-        warnings.simplefilter("ignore", UserWarning)
-        posterior = posterior_draws(fit, jax.random.key(1), 8)
+    posterior = posterior_draws(fit, jax.random.key(1), 8)
     assert posterior.samples["log_temperature"].shape == (8, 2)
     path = tmp_path / "gate.safetensors"
     save_posterior(path, posterior)
@@ -63,9 +60,7 @@ def test_a_guide_goes_all_the_way(data, tmp_path, name):
     assert loaded.sampler == name
     # The parameters of the file draw what those of the fit did.
     again = fit._replace(params=loaded.params)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        redrawn = posterior_draws(again, jax.random.key(1), 8)
+    redrawn = posterior_draws(again, jax.random.key(1), 8)
     jax.tree.map(np.testing.assert_array_equal, redrawn.samples, posterior.samples)
     exported = to_inference_data(loaded, data)
     write_netcdf(tmp_path / "posterior.nc", exported)
@@ -74,7 +69,7 @@ def test_a_guide_goes_all_the_way(data, tmp_path, name):
 
 
 def test_no_guide_was_forgotten():
-    assert len(GUIDES) >= 10
+    assert len(GUIDES) >= 9
     assert {"AutoIAFNormal", "AutoBNAFNormal", "AutoDAIS", "AutoLaplaceApproximation"} <= set(
         GUIDES
     )
