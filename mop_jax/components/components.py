@@ -47,6 +47,8 @@ Method = Literal["importance", "full", "renormalised"]
 
 # Rounds of candidates have streams of random numbers of their own.
 SECOND_ROUND = 2_000_003
+# Draws of a posterior that are looked at to propose components.
+PROPOSING_DRAWS = 32
 # Of the gate among what proposes a further round. With more, estimates of the gate's own mixture
 # tighten sooner than those of the uniform one, and too few candidates flatter the gate; with none,
 # they belittle it (benchmarks/candidates.py).
@@ -445,9 +447,13 @@ class Components:
 
 
 def mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
-    """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J]."""
+    """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J].
+
+    Of many draws `PROPOSING_DRAWS` are taken, evenly spaced: a proposal need not be exact.
+    """
     gate = gate_at(posterior, contexts, leave_out=leave_out)
     total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
-    for draw in range(posterior.num_draws):
+    count = min(PROPOSING_DRAWS, posterior.num_draws)
+    for draw in np.linspace(0, posterior.num_draws - 1, count).round().astype(int).tolist():
         total += np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
-    return total / posterior.num_draws
+    return total / count
