@@ -17,7 +17,7 @@ import numpy as np
 from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, gate_at
-from mop_jax.lm.base import Generation, SamplingModel
+from mop_jax.lm.base import NO_TRUNCATION, Generation, SamplingModel, Truncation
 from mop_jax.prompts import PromptBuilder
 
 _COMPONENT_STREAM = 2**31
@@ -145,9 +145,7 @@ def simulate(
     num_samples: int,
     seed: int = 0,
     leave_out: np.ndarray | None = None,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    min_p: float = 0.0,
+    truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
     skip: Collection[int] = (),
     on_responses: Callable[[list[SimulatedResponse]], None] = lambda responses: None,
@@ -165,9 +163,7 @@ def simulate(
         num_samples: how many responses.
         seed: decides every draw together with the sample's number.
         leave_out: bool [N, J], exemplars that must not serve a context.
-        top_p: probability kept by nucleus truncation; 1 samples the model itself.
-        top_k: how many of the likeliest tokens are kept; None for all.
-        min_p: least probability of a kept token, as a share of the likeliest one's.
+        truncation: which tokens may be drawn; by default all, so that the model itself is sampled.
         max_new_tokens: longest response, end token included.
         skip: samples that are not needed (an interrupted simulation has them).
         on_responses: called with responses as they are finished.
@@ -241,9 +237,7 @@ def simulate(
             temperature=paths.temperature,
             sample_ids=samples,
             end_ids=[prompts.end_ids],
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
+            truncation=truncation,
             max_new_tokens=max_new_tokens,
             skip=skipped,
             on_generated=collect,

@@ -102,6 +102,37 @@ class Generation:
     token_log_probs: list[np.ndarray] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Truncation:
+    """Which tokens may be drawn; each rule applies to what the one before left.
+
+    Attributes:
+        top_k: how many of the likeliest tokens, at least 1; None for all.
+        top_p: the probability that the kept tokens have together at least, in (0, 1]; 1 for all.
+        min_p: the least probability of a kept token as a share of the likeliest one's, in [0, 1]; 0
+            for all.
+
+    Raises:
+        DataError: if one is out of its range.
+    """
+
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        many_enough = self.top_k is None or self.top_k >= 1
+        if not (many_enough and 0 < self.top_p <= 1 and 0 <= self.min_p <= 1):
+            raise DataError(
+                "Truncation needs top_k ≥ 1 (or None), 0 < top_p ≤ 1 and 0 ≤ min_p ≤ 1; got "
+                f"{self.top_k}, {self.top_p} and {self.min_p}."
+            )
+
+
+NO_TRUNCATION = Truncation()
+"""Samples the model itself."""
+
 OnScores = Callable[[np.ndarray, np.ndarray], None]
 OnGenerated = Callable[[np.ndarray, Generation], None]
 
@@ -157,9 +188,7 @@ class SamplingModel(Protocol):
         temperature: np.ndarray,
         sample_ids: np.ndarray,
         end_ids: Ends,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        min_p: float = 0.0,
+        truncation: Truncation = NO_TRUNCATION,
         max_new_tokens: int,
         skip: np.ndarray | None = None,
         on_generated: OnGenerated | None = None,

@@ -14,42 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from mop_jax.errors import DataError
+from mop_jax.lm.base import Truncation
 
 
-class Truncation(NamedTuple):
-    """Which tokens may be drawn; None switches a rule off, and nothing is then computed for it.
-
-    Tokens as likely as the least likely one that a rule keeps are kept too.
-
-    Attributes:
-        top_k: the k likeliest.
-        top_p: the fewest likeliest tokens that together have at least this probability, among
-            those that top-k left.
-        min_p: those with at least this share of the likeliest token's probability.
-    """
+class TruncationArrays(NamedTuple):
+    """The rules of a `Truncation` that are not without effect, as traced arrays."""
 
     top_k: Array | np.ndarray | None = None
     top_p: Array | np.ndarray | None = None
     min_p: Array | np.ndarray | None = None
 
     @classmethod
-    def of(cls, top_k: int | None, top_p: float, min_p: float) -> Truncation:
-        """The rules that are not without effect.
-
-        Args:
-            top_k: at least 1, or None for all.
-            top_p: in (0, 1]; 1 for all.
-            min_p: in [0, 1]; 0 for all.
-
-        Raises:
-            DataError: if one is out of its range.
-        """
-        if not ((top_k is None or top_k >= 1) and 0 < top_p <= 1 and 0 <= min_p <= 1):
-            raise DataError(
-                "Truncation needs top_k ≥ 1 (or None), 0 < top_p ≤ 1 and 0 ≤ min_p ≤ 1; got "
-                f"{top_k}, {top_p} and {min_p}."
-            )
+    def of(cls, truncation: Truncation) -> TruncationArrays:
+        """The arrays of a truncation."""
+        top_k, top_p, min_p = truncation.top_k, truncation.top_p, truncation.min_p
         return cls(
             None if top_k is None else np.asarray(top_k, np.int32),
             None if top_p == 1 else np.asarray(top_p, np.float32),
@@ -57,7 +35,7 @@ class Truncation(NamedTuple):
         )
 
 
-def truncate(log_probs: Array, truncation: Truncation) -> Array:
+def truncate(log_probs: Array, truncation: TruncationArrays) -> Array:
     """Log-probabilities [B, V] with −∞ for the tokens that may not be drawn, not renormalised."""
     top_k, top_p, min_p = truncation
     threshold = jnp.full(log_probs.shape[:1], -jnp.inf)
@@ -81,7 +59,7 @@ def truncate(log_probs: Array, truncation: Truncation) -> Array:
 
 
 def draw_tokens(
-    keys: Array, logits: Array, temperature: Array, truncation: Truncation
+    keys: Array, logits: Array, temperature: Array, truncation: TruncationArrays
 ) -> tuple[Array, Array]:
     """Draws one token a row, as `jax.random.categorical` does with the row's key and `mode="high"`.
 

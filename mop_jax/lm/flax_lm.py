@@ -20,6 +20,7 @@ from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.lm import sampling
 from mop_jax.lm.base import (
+    NO_TRUNCATION,
     Continuation,
     Ends,
     Generation,
@@ -27,6 +28,7 @@ from mop_jax.lm.base import (
     OnScores,
     TemperatureGrid,
     TokenIds,
+    Truncation,
 )
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
@@ -287,9 +289,7 @@ class FlaxLM:
         temperature: np.ndarray,
         sample_ids: np.ndarray,
         end_ids: Ends,
-        top_p: float = 1.0,
-        top_k: int | None = None,
-        min_p: float = 0.0,
+        truncation: Truncation = NO_TRUNCATION,
         max_new_tokens: int = 96,
         skip: np.ndarray | None = None,
         on_generated: OnGenerated | None = None,
@@ -321,9 +321,7 @@ class FlaxLM:
                 temperature=temperature,
                 sample_ids=sample_ids,
                 end_ids=end_ids,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
+                truncation=truncation,
                 max_new_tokens=max_new_tokens,
                 memory=self._memory,
                 skip=skip,
@@ -373,9 +371,7 @@ class FlaxLM:
                 temperature=np.full(count, temperature),
                 sample_ids=np.arange(count),
                 end_ids=self.end_ids if end_ids is None else end_ids,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
+                truncation=Truncation(top_k, top_p, min_p),
                 max_new_tokens=max_new_tokens,
                 on_generated=lambda indices, generation: advance(len(indices)),
             )

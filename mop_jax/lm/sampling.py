@@ -24,9 +24,9 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mop_jax.errors import DeviceFullError, FaultError
-from mop_jax.lm.base import Ends, TokenIds
+from mop_jax.lm.base import NO_TRUNCATION, Ends, TokenIds, Truncation
 from mop_jax.lm.decoder import Decoder
-from mop_jax.lm.drawing import Truncation
+from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.memory import default_memory, is_out_of_memory, kv_bytes_per_token
 from mop_jax.lm.mesh import MODEL, made_on, num_lanes, replicate, shard_rows, to_host
 from mop_jax.lm.planning import by_backend, pad
@@ -85,9 +85,7 @@ def sample_pairs(
     temperature: np.ndarray,
     sample_ids: np.ndarray,
     end_ids: Ends,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    min_p: float = 0.0,
+    truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
     memory: float | None = None,
     skip: np.ndarray | None = None,
@@ -108,9 +106,7 @@ def sample_pairs(
         temperature: [n]; 0 takes the likeliest token at each step.
         sample_ids: int [n], distinct; the sample's identity whatever the batch.
         end_ids: ids, or sequences of ids, that end a response.
-        top_p: see `mop_jax.lm.drawing.Truncation`; 1 keeps all tokens.
-        top_k: the same; None keeps all tokens.
-        min_p: the same; 0 keeps all tokens.
+        truncation: which tokens may be drawn; by default all.
         max_new_tokens: longest response, end token included.
         memory: bytes of a device that pooled prefixes and slots may take at a time; by default a
             share of what the machine has. There are at least a few slots whatever the budget.
@@ -120,11 +116,10 @@ def sample_pairs(
         mesh: the decoder's; slots are split over `data`.
 
     Raises:
-        DataError: if a truncation is out of its range.
         FaultError: if the logits are not finite (names the sample), or if the device's memory does
             not hold the fewest slots.
     """
-    truncation = Truncation.of(top_k, top_p, min_p)
+    rules = TruncationArrays.of(truncation)
     drawn = Samples(
         [[] for _ in pairs],
         [np.zeros(0, np.float32) for _ in pairs],
@@ -141,7 +136,7 @@ def sample_pairs(
         _prompt_lengths(prefixes, requests, pairs),
         jax.random.key(seed),
         end_table(end_ids),
-        truncation,
+        rules,
         max_new_tokens,
         default_memory(decoder) if memory is None else memory,
         drawn,
@@ -176,7 +171,7 @@ class _Work:
         prompt_lengths: np.ndarray,
         root: Array,
         end_ids: np.ndarray,
-        truncation: Truncation,
+        truncation: TruncationArrays,
         max_new_tokens: int,
         memory: float,
         drawn: Samples,

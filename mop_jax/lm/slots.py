@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from mop_jax.lm.base import Ends
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import KVCache, empty_cache
-from mop_jax.lm.drawing import Truncation, draw_tokens
+from mop_jax.lm.drawing import TruncationArrays, draw_tokens
 from mop_jax.lm.mesh import cache_sharding, constrain, row_sharding
 from mop_jax.lm.prefixes import OUT_OF_RANGE, append
 
@@ -130,7 +130,7 @@ def resize(slots: Slots, *, size: int, shardings: Slots | None = None) -> Slots:
 @partial(jax.jit, static_argnames=("graph", "shardings"), donate_argnames="slots")
 def advance(
     graph, state, slots: Slots, root, sample_ids, temperature, end_ids,
-    truncation: Truncation, enough, shardings: Slots | None = None,
+    truncation: TruncationArrays, enough, shardings: Slots | None = None,
 ):  # fmt: skip
     """Draws tokens in the live slots until `enough` responses are over, or a slot has no room.
 

@@ -14,6 +14,7 @@ from mop_jax.inference import (
     load_posterior,
     simulate,
 )
+from mop_jax.lm.base import Truncation
 from mop_jax.pipeline.fitting import posterior_path
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.population.population import Population
@@ -90,9 +91,7 @@ def _simulate(
             num_samples=num_samples,
             seed=space.config.seed,
             leave_out=leave_out,
-            top_p=section.top_p,
-            top_k=section.top_k,
-            min_p=section.min_p,
+            truncation=Truncation(section.top_k, section.top_p, section.min_p),
             max_new_tokens=section.max_new_tokens,
             skip=list(done),
             on_responses=file,

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 from mop_jax.errors import DataError
 from mop_jax.inference import gate_at, make_posterior, simulate
 from mop_jax.inference.simulation import draw_components
+from mop_jax.lm.base import Truncation
 from mop_jax.models import mixture_of_personas
 from mop_jax.prompts import PromptBuilder
 
@@ -205,8 +206,8 @@ def test_an_interrupted_simulation_goes_on_with_the_same_bits(run):
 
 def test_truncation_reaches_the_language_model(run):
     """Near top_p = 0 the likeliest token is drawn at any temperature and seed."""
-    greedy = run(top_p=1e-6)
-    again = run(top_p=1e-6, seed=1)
+    greedy = run(truncation=Truncation(top_p=1e-6))
+    again = run(truncation=Truncation(top_p=1e-6), seed=1)
     texts = {(r.context, r.persona, r.exemplar): r.text for r in greedy}
     shared = [r for r in again if (r.context, r.persona, r.exemplar) in texts]
     assert len(shared) > 3

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mop_jax.errors import DataError
-from mop_jax.lm.drawing import Truncation, draw_tokens, first_largest, truncate
+from mop_jax.lm.base import Truncation
+from mop_jax.lm.drawing import TruncationArrays, draw_tokens, first_largest, truncate
 
 RULES = [
     (1, 1.0, 0.0),
@@ -57,7 +58,7 @@ def keys():
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), RULES)
 def test_truncations_keep_what_numpy_keeps(logits, top_k, top_p, min_p):
     log_probs = jax.nn.log_softmax(logits, axis=-1)
-    found = np.asarray(truncate(log_probs, Truncation.of(top_k, top_p, min_p)))
+    found = np.asarray(truncate(log_probs, TruncationArrays.of(Truncation(top_k, top_p, min_p))))
     for row in range(10):
         keep = kept_by_numpy(log_probs[row], top_k, top_p, min_p)
         np.testing.assert_array_equal(found[row] > -np.inf, keep)
@@ -74,7 +75,7 @@ def test_the_rules_of_this_file_differ(logits):
 
 def test_equally_likely_tokens_are_kept_together():
     log_probs = jnp.log(jnp.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]]))
-    for rule in (Truncation.of(2, 1.0, 0.0), Truncation.of(None, 0.5, 0.0)):
+    for rule in (TruncationArrays(np.int32(2)), TruncationArrays(None, np.float32(0.5))):
         assert (np.asarray(truncate(log_probs, rule)) > -np.inf).tolist() == [[1, 1, 1, 0, 0]]
 
 
@@ -82,7 +83,7 @@ def test_equally_likely_tokens_are_kept_together():
 def test_draws_are_those_of_categorical(logits, keys, rule):
     """What was drawn with a key before is drawn with it still."""
     heat = np.linspace(0.6, 1.5, 10).astype(np.float32)
-    truncation = Truncation.of(*rule)
+    truncation = TruncationArrays.of(Truncation(*rule))
     log_probs = jax.nn.log_softmax(logits / heat[:, None], axis=-1)
     kept = log_probs if rule[0] is None else truncate(log_probs, truncation)
     distinct = set()
@@ -100,7 +101,7 @@ def test_draws_are_those_of_categorical(logits, keys, rule):
 
 def test_temperature_zero_needs_no_luck(logits, keys):
     cold = np.zeros(10, np.float32)
-    token, log_prob = draw_tokens(keys, jnp.asarray(logits), cold, Truncation())
+    token, log_prob = draw_tokens(keys, jnp.asarray(logits), cold, TruncationArrays())
     np.testing.assert_array_equal(token, logits.argmax(axis=1))
     expected = jax.nn.log_softmax(logits, axis=-1).max(axis=1)
     np.testing.assert_allclose(log_prob, expected, atol=1e-6)
@@ -116,7 +117,7 @@ def test_the_first_of_equals_is_the_largest():
     [((None, 1.0, 0.0), 0), ((None, 1.0, 0.1), 0), ((5, 1.0, 0.0), 1), ((5, 0.5, 0.0), 1)],
 )
 def test_the_vocabulary_is_sorted_only_where_a_rule_needs_it(logits, keys, rule, sorts):
-    truncation = Truncation.of(*rule)
+    truncation = TruncationArrays.of(Truncation(*rule))
     heat = np.ones(10, np.float32)
     program = jax.make_jaxpr(draw_tokens)(keys, jnp.asarray(logits), heat, truncation)
     assert str(program).count(" sort[") == sorts
@@ -128,4 +129,4 @@ def test_the_vocabulary_is_sorted_only_where_a_rule_needs_it(logits, keys, rule,
 )
 def test_rules_out_of_range_are_refused(rule):
     with pytest.raises(DataError, match=r"Truncation needs top_k ≥ 1"):
-        Truncation.of(*rule)
+        Truncation(*rule)

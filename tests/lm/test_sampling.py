@@ -12,6 +12,7 @@ from scipy.stats import binomtest, chisquare
 
 from mop_jax.errors import DataError, FaultError
 from mop_jax.lm import sampling
+from mop_jax.lm.base import Truncation
 from mop_jax.lm.flax_lm import FlaxLM
 
 NUM_COMPARISONS = 8
@@ -58,7 +59,7 @@ def sample(
         temperature=np.broadcast_to(temperature, num),
         sample_ids=np.arange(num) if ids is None else ids,
         end_ids=(3,),
-        top_p=top_p,
+        truncation=Truncation(top_p=top_p),
         max_new_tokens=max_new_tokens,
         **rest,
     )
@@ -164,7 +165,7 @@ def test_a_text_depends_on_seed_and_number_only(tiny_lm):
         return tiny_lm.sample_pairs(
             [()], PROMPTS, np.asarray([(0, i) for i in chosen]), seed=3, end_ids=(3,),
             temperature=np.full(num, 1.1), sample_ids=np.asarray(sample_ids),
-            max_new_tokens=9, top_p=0.9, **rest,
+            max_new_tokens=9, truncation=Truncation(top_p=0.9), **rest,
         )  # fmt: skip
 
     for i in (0, 2, 4):

@@ -12,7 +12,8 @@ from flax import nnx
 from mop_jax.errors import DeviceFullError, FaultError
 from mop_jax.lm import sampling
 from mop_jax.lm import slots as device
-from mop_jax.lm.drawing import Truncation
+from mop_jax.lm.base import Truncation
+from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.memory import kv_bytes_per_token
 from tests.lm.test_drawing import kept_by_numpy
@@ -42,11 +43,10 @@ def work():
 
 def draw(lm, work, rule=RULES[0], order=None, **options):
     pairs, heat, ids = work if order is None else tuple(x[order] for x in work)
-    top_k, top_p, min_p = rule
     settings = {"max_new_tokens": LONGEST, "seed": 7} | options
     return lm.sample_pairs(
         PREFIXES, REQUESTS, pairs, temperature=heat, sample_ids=ids, end_ids=ENDS,
-        top_k=top_k, top_p=top_p, min_p=min_p, **settings,
+        truncation=Truncation(*rule), **settings,
     )  # fmt: skip
 
 
@@ -298,7 +298,7 @@ def test_slots_are_updated_in_place(lm):
     size = slots.cache.keys.nbytes + slots.cache.values.nbytes
     program = sampling.advance.lower(
         graph, state, slots, jax.random.key(0), np.zeros(8, np.uint32), np.ones(8, np.float32),
-        np.asarray([3], np.int32), Truncation(), 2,
+        np.asarray([3], np.int32), TruncationArrays(), 2,
     ).compile()  # fmt: skip
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size
