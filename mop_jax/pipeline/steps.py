@@ -65,6 +65,7 @@ STEPS = (
         ("prompt", "candidates", "temperatures"),
         ("likelihoods/train.parquet",),
         ("language model",),
+        ("candidates are proposed in rounds, the later ones by what the first scored",),
     ),
     Step(
         "fit",
@@ -91,6 +92,7 @@ STEPS = (
         ("evaluation",),
         ("likelihoods/held_out.parquet", "held_out.parquet", "metrics.json"),
         ("language model",),
+        ("held-out candidates are proposed by the fitted gate too, and their slack is reported",),
     ),
     Step(
         "simulate",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from mop_jax import pipeline
@@ -39,14 +40,9 @@ def old(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def settings(old, materials) -> dict:
+def settings(old) -> dict:
     """The configuration that it was made with, as its file held it."""
-    made = materials.settings(
-        population={"path": "reviews.csv"},
-        language_model={"path": "llama"},
-        encoder={"path": "bert"},
-    )
-    return made
+    return yaml.safe_load(OLD.with_suffix(".yaml").read_text("utf-8"))
 
 
 def due(folder: Path, config: RunConfig, **options) -> dict[str, list[str]]:
