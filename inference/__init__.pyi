@@ -1,4 +1,5 @@
 from .arviz_export import to_inference_data, write_netcdf
+from .convergence import ConvergenceReport, convergence_report
 from .files import load_posterior, save_posterior
 from .guides import GUIDES, AutoWhitenedNormal
 from .nuts import fit_nuts
@@ -11,7 +12,7 @@ from .predictive import (
     uniform_log_prob,
 )
 from .simulation import ComponentDraws, SimulatedResponse, draw_components, simulate
-from .svi import ConvergenceReport, SVIFit, convergence_report, default_optimizer, fit_svi
+from .svi import SVIFit, default_optimizer, fit_svi
 
 __all__ = [
     "GUIDES",

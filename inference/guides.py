@@ -34,7 +34,8 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.models.data import MixtureData
 
 _MODE_STEPS = 400
-_LOWEST_PRECISION = 1e-2  # of the largest: what a Hessian's eigenvalue counts at least
+_LOWEST_PRECISION = 0.1  # of the prior's: what the posterior has at least, in any direction
+_LOWEST_OF_LARGEST = 1e-6  # of the largest precision, where the prior has none to compare with
 
 
 class _PathwiseNormal(dist.MultivariateNormal):
@@ -54,8 +55,9 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
 
         z = ẑ + L (m + T ε),   L Lᵀ = H⁻¹,   ε ~ Normal(0, I)
 
-    with ẑ the posterior's mode, H the Hessian of the negative log joint density there, and m and
-    the lower triangular T to be learned, from 0 and I. The family is that of
+    with ẑ the posterior's mode, H the Hessian of the negative log joint density there (where it has
+    less than a tenth of the prior's precision in a direction, that tenth), and m and the lower
+    triangular T to be learned, from 0 and I. The family is that of
     `AutoMultivariateNormal`; but one step of the optimiser means the same in every direction, and
     the fit starts at the Laplace approximation instead of at a narrow ball around a draw from the
     prior. Where the posterior is nearly Gaussian, a few hundred steps do.
@@ -74,19 +76,19 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
         # With the Hessian of all records there is nothing to subsample.
         kwargs = {k: v for k, v in model_kwargs.items() if k != "subsample_size"}
 
-        def potential(latent: jax.Array, data: MixtureData) -> jax.Array:
-            return potential_energy(model, (data,), kwargs, unpack(latent))
+        def potential_of(model: Callable[..., Any]) -> Callable[..., jax.Array]:
+            return lambda latent, data: potential_energy(model, (data,), kwargs, unpack(latent))
 
-        mode, hessian = _mode_and_hessian(potential, self._init_latent, data)
+        prior = numpyro.handlers.block(model, hide_fn=_is_observed)
+        mode, hessian, prior_hessian = _mode_and_hessians(
+            potential_of(model), potential_of(prior), self._init_latent, data
+        )
         if not (np.isfinite(mode).all() and np.isfinite(hessian).all()):
             raise FaultError(
                 "The log joint density has no finite mode: the search ended at a value or second "
                 "derivative that is no finite number. A tighter prior usually helps."
             )
-        precision, axes = np.linalg.eigh((hessian + hessian.T) / 2)
-        # At a saddle, or where nothing is known, the start is a guess that the fit corrects.
-        precision = np.maximum(precision, _LOWEST_PRECISION * precision.max())
-        scale_tril = np.linalg.cholesky((axes / precision) @ axes.T)
+        scale_tril = _scale_tril(hessian, prior_hessian)
         dtype = self._init_latent.dtype
         self._whitening = LowerCholeskyAffine(
             jnp.asarray(mode, dtype), jnp.asarray(scale_tril, dtype)
@@ -120,15 +122,57 @@ def _affine(normal: dist.Distribution, transform: LowerCholeskyAffine) -> dist.D
     return dist.TransformedDistribution(normal, ComposeTransform([transform]))
 
 
-def _mode_and_hessian(
-    potential: Callable[..., jax.Array], start: jax.Array, data: MixtureData
-) -> tuple[np.ndarray, np.ndarray]:
-    """The minimum of `potential(latent, data)` near `start`, and its second derivatives there."""
+def _is_observed(site: dict[str, Any]) -> bool:
+    return site["type"] == "sample" and bool(site["is_observed"])
+
+
+def _scale_tril(hessian: np.ndarray, prior_hessian: np.ndarray) -> np.ndarray:
+    """L with L Lᵀ = H⁻¹, where H is made positive definite if it is not.
+
+    Relative to the prior, H has eigenvalues that mean the same whatever the sites' units: 1 where
+    the data say nothing, N·J where every record speaks of a direction. Relative to the largest one
+    they do not: temperatures are known a hundred thousand times better than some gate weights.
+
+    Args:
+        hessian: second derivatives of −log p(y, z) at the mode, [D, D].
+        prior_hessian: those of −log p(z), [D, D].
+    """
+    hessian = (hessian + hessian.T) / 2
+    try:
+        prior_tril = _inverse_tril((prior_hessian + prior_hessian.T) / 2)
+    except np.linalg.LinAlgError:
+        # A prior that is improper, or not log-concave here: there is no scale but H's own.
+        precision, axes = np.linalg.eigh(hessian)
+        precision = np.abs(precision)
+        largest = precision.max() or 1.0
+        precision = np.maximum(precision, _LOWEST_OF_LARGEST * largest)
+        return np.linalg.cholesky((axes / precision) @ axes.T)
+    precision, axes = np.linalg.eigh(prior_tril.T @ hessian @ prior_tril)
+    # Below the prior's precision only near a saddle, where H is no guide to the posterior's width.
+    axes = prior_tril @ axes
+    return np.linalg.cholesky((axes / np.maximum(precision, _LOWEST_PRECISION)) @ axes.T)
+
+
+def _inverse_tril(precision: np.ndarray) -> np.ndarray:
+    """L with L Lᵀ = P⁻¹; LinAlgError where P is not positive definite."""
+    tril = np.linalg.cholesky(precision)
+    if not (np.diag(tril) > 0).all():  # NaN
+        raise np.linalg.LinAlgError("not positive definite")
+    return np.linalg.cholesky(np.linalg.inv(precision))
+
+
+def _mode_and_hessians(
+    potential: Callable[..., jax.Array],
+    prior_potential: Callable[..., jax.Array],
+    start: jax.Array,
+    data: MixtureData,
+) -> tuple[np.ndarray, ...]:
+    """The minimum of `potential(latent, data)` near `start`, and both second derivatives there."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, _MODE_STEPS, alpha=0.01))
     gradient = jax.grad(potential)
 
     @jax.jit
-    def run(start: jax.Array, data: MixtureData) -> tuple[jax.Array, jax.Array]:
+    def run(start: jax.Array, data: MixtureData) -> tuple[jax.Array, ...]:
         def step(_: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
             latent, state = carry
             updates, state = optimizer.update(gradient(latent, data), state)
@@ -136,13 +180,15 @@ def _mode_and_hessian(
 
         mode, _ = jax.lax.fori_loop(0, _MODE_STEPS, step, (start, optimizer.init(start)))
 
-        def column(direction: jax.Array) -> jax.Array:
-            return jax.jvp(lambda z: gradient(z, data), (mode,), (direction,))[1]
+        def hessian(gradient: Callable[..., jax.Array]) -> jax.Array:
+            def column(direction: jax.Array) -> jax.Array:
+                return jax.jvp(lambda z: gradient(z, data), (mode,), (direction,))[1]
 
-        return mode, jax.lax.map(column, jnp.identity(mode.size, mode.dtype), batch_size=16)
+            return jax.lax.map(column, jnp.identity(mode.size, mode.dtype), batch_size=16)
 
-    mode, hessian = run(start, data)
-    return np.asarray(mode, np.float64), np.asarray(hessian, np.float64)
+        return mode, hessian(gradient), hessian(jax.grad(prior_potential))
+
+    return tuple(np.asarray(found, np.float64) for found in run(start, data))
 
 
 def _needs_more(kind: type[AutoGuide]) -> bool:

@@ -7,6 +7,7 @@ the run was long enough. Same key, same data: same result.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,30 +24,10 @@ from numpyro.infer.autoguide import AutoGuide
 from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.checkpoints import FitCheckpoints, Progress, fingerprint
+from mop_jax.inference.convergence import ConvergenceReport, convergence_report
 from mop_jax.inference.guides import DEFAULT_GUIDE, make_guide, make_loss, prepare_guide
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
-
-
-class ConvergenceReport(NamedTuple):
-    """Whether a run of SVI had settled, judged on its last two quarters.
-
-    Attributes:
-        converged: whether `improvement` + 2 `standard_error` lies below `tolerance`.
-        reason: one sentence for a reader.
-        improvement: fall of the mean loss from the third quarter to the last, nats per record.
-        standard_error: of `improvement`, from the means of ten consecutive batches per quarter
-            (neighbouring losses share their parameters, so they are not independent).
-        tolerance: nats per record.
-        final_loss: mean loss of the last quarter, nats per record.
-    """
-
-    converged: bool
-    reason: str
-    improvement: float
-    standard_error: float
-    tolerance: float
-    final_loss: float
 
 
 class SVIFit(NamedTuple):
@@ -78,8 +59,8 @@ class SVIFit(NamedTuple):
         return f"<SVIFit of {name}, {guide}, {len(self.losses)} steps: {self.convergence.reason}>"
 
 
-ROUNDS = (500, 1000, 2000, 4000)
-"""Steps of the rounds of a fit that goes on until it has settled."""
+ROUNDS = (300, 300, 600, 1200, 2400, 4800)
+"""Steps of the rounds of a fit that goes on until it has settled; two at least."""
 
 
 def default_optimizer(
@@ -122,11 +103,12 @@ def fit_svi(
             `mop_jax.inference.guides`), the name of a NumPyro guide ("AutoNormal" is the mean-field
             posterior, "AutoDelta" the mode), its class, or a guide as it is.
         optimizer: optax or NumPyro optimizer; `default_optimizer(num_steps)` by default.
-        num_steps: gradient steps; by default `ROUNDS` of 500, 1,000, 2,000 and 4,000 until the
-            fit has converged.
+        num_steps: gradient steps; by default `ROUNDS` of 300, 300, 600, 1,200, 2,400 and 4,800,
+            each from the full learning rate, until one of them has changed nothing.
         batch_size: records per step, given to the model as `subsample_size`; all by default.
         num_particles: draws of the guide per step.
-        tolerance: of the convergence report, nats per record.
+        tolerance: of the convergence report, nats per record; less where records are many, see
+            `convergence_report`.
         progress: whether to show a progress bar.
         checkpoint: a folder from which a fit that was killed goes on, to the same last bit. Every
             few seconds the optimiser's state is saved there; a finished fit that took longer than
@@ -161,7 +143,8 @@ def fit_svi(
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}; at least 1 is needed.")
         run_kwargs["subsample_size"] = batch_size
-    if not latent_sites(model, data, run_kwargs):
+    sites = latent_sites(model, data, run_kwargs)
+    if not sites:
         return _nothing_to_fit(model, kwargs, data)
     setup_key, run_key = jax.random.split(rng_key)
     auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
@@ -180,9 +163,14 @@ def fit_svi(
                 while len(steps.losses) < end:
                     advance(steps.run(end))
             report = convergence_report(
-                steps.losses[end - length : end], float(np.sum(data.weights)), tolerance
+                steps.losses[:end],
+                float(np.sum(data.weights)),
+                tolerance,
+                rounds=rounds[: number + 1],
+                latent_dim=sum(math.prod(shape) for shape in sites.values()),
             )
-            if report.converged:
+            # A decayed learning rate stands still anywhere: the first round proves nothing.
+            if report.converged and number > 0:
                 break
     steps.close()
     # A lifted module's own weights are placeholders once they have a prior: nothing to keep.
@@ -300,42 +288,3 @@ class _Steps:
 def _strongly_typed(leaf: Any) -> Any:
     is_key = jax.dtypes.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)
     return leaf if is_key else jnp.asarray(np.asarray(leaf))
-
-
-def convergence_report(
-    losses: np.ndarray, total_weight: float, tolerance: float = 0.02
-) -> ConvergenceReport:
-    """Judges a loss trace: has the last quarter of the run still improved on the third?
-
-    The verdict is an equivalence test, so a noisy trace cannot pass by being noisy: converged means
-    that we are sure (two standard errors) that the change is below `tolerance`, either way.
-
-    Args:
-        losses: negative ELBO per step, nats, [num_steps].
-        total_weight: sum of the records' weights, by which the losses are divided.
-        tolerance: nats per record.
-    """
-    per_record = np.asarray(losses, np.float64) / total_weight
-    quarter = len(per_record) // 4
-    num_batches = 10
-    if quarter < 2 * num_batches:
-        final = float(per_record[-max(quarter, 1) :].mean())
-        reason = f"{len(losses)} steps are too few to judge; at least {8 * num_batches} are needed."
-        return ConvergenceReport(False, reason, float("nan"), float("nan"), tolerance, final)
-    width = quarter // num_batches
-    tail = per_record[-2 * num_batches * width :].reshape(2, num_batches, width).mean(-1)
-    improvement = float(tail[0].mean() - tail[1].mean())
-    standard_error = float(np.sqrt(tail.var(axis=1, ddof=1).sum() / num_batches))
-    change = f"{improvement:+.4f} ± {standard_error:.4f} nats per record in the last quarter"
-    converged = abs(improvement) + 2 * standard_error < tolerance
-    if converged:
-        reason = f"Converged: the ELBO gained {change}, within {tolerance:g} of nothing."
-    elif improvement < -2 * standard_error:
-        reason = f"Getting worse: the ELBO gained {change}; use a smaller learning rate."
-    elif improvement > 2 * standard_error:
-        reason = f"Still improving: the ELBO gained {change}; more steps are needed."
-    else:
-        reason = f"Too noisy to tell: the ELBO gained {change}; use more steps or more particles."
-    return ConvergenceReport(
-        converged, reason, improvement, standard_error, tolerance, float(tail[1].mean())
-    )

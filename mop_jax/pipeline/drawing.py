@@ -26,7 +26,12 @@ def draw_figures(space: Workspace) -> None:
     fit = metrics["fit"][MAIN]
     save_figure(
         folder / "elbo.png",
-        plots.elbo_trace(posterior.losses, converged=fit["converged"], reason=fit["reason"]),
+        plots.elbo_trace(
+            posterior.losses,
+            converged=fit["converged"],
+            reason=fit["reason"],
+            windows=fit.get("windows"),  # runs of earlier versions have none
+        ),
     )
     _gate_figures(space, posterior, folder)
     _embedding_map(space, folder)

@@ -51,14 +51,26 @@ def convergence_warning(metrics: dict[str, Any]) -> str:
     open_ended = [
         name
         for name, fit in metrics["fit"].items()
-        if not fit["converged"]
-        and (fit["improvement"] is None or abs(fit["improvement"]) > 2 * fit["standard_error"])
+        if not fit["converged"] and (fit["improvement"] is None or _surely_changed(fit))
     ]
     if not open_ended:
         return ""
     reason = metrics["fit"][open_ended[0]]["reason"]
     names = ", ".join(PREDICTORS[name].title for name in open_ended)
     return f"Not converged: {names}. {reason} Set inference.num_steps."
+
+
+def _surely_changed(fit: dict[str, Any]) -> bool:
+    """Whether one of the changes that were judged is not mere noise, and not small enough."""
+    return any(
+        abs(fit[gain]) > 2 * fit[error] and abs(fit[gain]) + 2 * fit[error] >= fit["tolerance"]
+        for gain, error in (
+            ("improvement", "standard_error"),
+            ("round_improvement", "round_standard_error"),
+        )
+        # Fits of one round, and those of earlier versions, know of no further round.
+        if fit.get(gain) is not None
+    )
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

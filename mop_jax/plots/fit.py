@@ -56,23 +56,26 @@ def elbo_trace(
     smoothed: ArrayLike | None = None,
     converged: bool,
     reason: str,
+    windows: Sequence[tuple[int, int]] | None = None,
     unit: str = "nats",
 ) -> Figure:
-    """The negative ELBO of every step: the whole run, and its last half enlarged.
+    """The negative ELBO of every step: the whole run, and its end enlarged.
 
     Where the first steps lie far above all others, the left axis is cut above the 95th percentile,
-    so that they do not flatten the rest; the figure says where they started. The right panel shows
-    the means of the last two quarters, on which convergence is judged.
+    so that they do not flatten the rest; the figure says where they started. The right panel begins
+    with the first of the windows of steps on which convergence is judged, and shows their means.
 
     Args:
         losses: negative ELBO of every step [num_steps], in `unit`.
         smoothed: a smoothed version [num_steps]; by default a running mean over 2 % of the steps.
         converged: whether the run had settled.
         reason: one sentence on why that is thought.
+        windows: first and last step, counted from 1, of the windows that were compared (see
+            `ConvergenceReport.windows`); by default the third and the last quarter of all steps.
         unit: of the losses, for the axis label.
 
     Raises:
-        DataError: if a shape does not fit or a loss is not finite.
+        DataError: if a shape does not fit, a loss is not finite, or a window lies outside the run.
     """
     raw = as_array("losses", losses, "num_steps")
     num_steps = len(raw)
@@ -80,18 +83,19 @@ def elbo_trace(
         smooth = running_mean(raw, max(1, num_steps // 50))
     else:
         smooth = as_array("smoothed", smoothed, "num_steps", num_steps=num_steps)
+    judged = _windows(num_steps, windows)
     # Not "had not settled": a trace may also be too noisy or too short to tell.
     verdict = "The fit settled" if converged else "The fit was not shown to settle"
     figure = new_figure(
         f"{verdict} within {num_steps:,} steps",
-        f"{reason}\nPale: each step; dark: smoothed; black: means of the last two quarters.",
+        f"{reason}\nPale: each step; dark: smoothed; black: means of the steps compared.",
         body_height=3.0,
     )
     whole, end = figure.subplots(1, 2, width_ratios=(1.0, 1.0))
     colour = BLUE if converged else VERMILLION
     steps = np.arange(1, num_steps + 1)
-    half = num_steps // 2
-    for axes, part in ((whole, slice(None)), (end, slice(half, None))):
+    begin = judged[0][0] - 1
+    for axes, part in ((whole, slice(None)), (end, slice(begin, None))):
         axes.plot(steps[part], raw[part], color=PALE, linewidth=0.6)
         axes.plot(steps[part], smooth[part], color=colour, linewidth=1.6)
         axes.set_xlabel("step")
@@ -102,7 +106,7 @@ def elbo_trace(
         axes.yaxis.set_major_formatter(_LossFormatter())
     whole.set_ylabel(drawable(f"negative ELBO ({unit})"))
     whole.set_title("All steps")
-    end.set_title("Last half, enlarged")
+    end.set_title("Last half, enlarged" if not windows else f"From step {begin + 1:,}, enlarged")
     low, high = _limits(raw, 0.0, 0.95)
     if raw.max() - low < 2 * (high - low):  # nothing to cut
         low, high = _limits(raw, 0.0, 1.0)
@@ -117,11 +121,11 @@ def elbo_trace(
             ha="right",
             va="top",
         )
-    whole.axvspan(steps[half], num_steps, color=FAINT, zorder=0)
+    whole.axvspan(steps[begin], num_steps, color=FAINT, zorder=0)
     # The noise of single steps is worth seeing, its rare spikes are not.
-    low, high = _limits(raw[half:], 0.005, 0.995)
-    end.set_ylim(low, high + 0.2 * (high - low))  # room for the two labels
-    _quarter_means(end, steps, raw)
+    low, high = _limits(raw[begin:], 0.005, 0.995)
+    end.set_ylim(low, high + 0.2 * (high - low))  # room for the labels
+    _window_means(end, raw, judged)
     return figure
 
 
@@ -153,16 +157,30 @@ def _thousands(value: float, digits: int | None = None) -> str:
     return f"{value:,.{digits}f}".replace("-", "−")
 
 
-def _quarter_means(axes: Axes, steps: np.ndarray, raw: np.ndarray) -> None:
-    bounds = [len(raw) // 2, (3 * len(raw)) // 4, len(raw)]
-    names, places = ("third quarter", "last quarter"), (0.27, 0.73)
-    quarters = [part for part in zip(bounds, bounds[1:], names, places) if part[1] > part[0]]
-    means = [float(raw[start:stop].mean()) for start, stop, *_ in quarters]
-    for (start, stop, name, place), mean, label in zip(quarters, means, _told_apart(means)):
-        axes.plot([steps[start], steps[stop - 1]], [mean, mean], color=INK, linewidth=1.1)
+def _windows(
+    num_steps: int, windows: Sequence[tuple[int, int]] | None
+) -> list[tuple[int, int, str]]:
+    """First step, last step and name of every window that is compared."""
+    if not windows:
+        bounds = [num_steps // 2, (3 * num_steps) // 4, num_steps]
+        quarters = zip(bounds, bounds[1:], ("third quarter", "last quarter"))
+        return [(start + 1, stop, name) for start, stop, name in quarters if stop > start]
+    for first, last in windows:
+        if not 1 <= first <= last <= num_steps:
+            raise DataError(
+                f"`windows` holds {first}–{last}; accepted: steps from 1 to {num_steps:,}."
+            )
+    return [(first, last, f"{first:,}–{last:,}") for first, last in sorted(windows)]
+
+
+def _window_means(axes: Axes, raw: np.ndarray, windows: list[tuple[int, int, str]]) -> None:
+    means = [float(raw[first - 1 : last].mean()) for first, last, _ in windows]
+    places = {1: (0.73,), 2: (0.27, 0.73)}.get(len(windows), np.linspace(0.16, 0.84, len(windows)))
+    for (first, last, name), mean, place, label in zip(windows, means, places, _told_apart(means)):
+        axes.plot([first, last], [mean, mean], color=INK, linewidth=1.1)
         axes.annotate(
             f"{name}\nmean {label}",
-            xy=(place, 0.985),
+            xy=(float(place), 0.985),
             xycoords="axes fraction",
             ha="center",
             va="top",

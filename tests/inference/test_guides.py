@@ -13,7 +13,13 @@ from numpyro.infer.autoguide import AutoGuideList, AutoLaplaceApproximation, Aut
 from mop_jax.config import GuideName
 from mop_jax.errors import DataError, FaultError
 from mop_jax.inference import fit_svi, gate_at, posterior_draws
-from mop_jax.inference.guides import GUIDES, AutoWhitenedNormal, make_guide, prepare_guide
+from mop_jax.inference.guides import (
+    GUIDES,
+    AutoWhitenedNormal,
+    _scale_tril,
+    make_guide,
+    prepare_guide,
+)
 from mop_jax.models import full_table_data, mixture_of_personas
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "nuts_linear_gate.npz"
@@ -57,25 +63,47 @@ def test_the_default_fit_agrees_with_nuts_on_a_real_table(fitted):
     assert found["persona"].mean(0).std(0).max() > 0.1
 
 
-def gaussian(data, precision):
-    """A model whose posterior is a Gaussian of known precision, mean 1."""
+def gaussian(data, precision, proper):
+    """A model whose posterior is a Gaussian of known precision around 1.
+
+    Either all of it is likelihood under an improper prior, or all but the prior's unit precision.
+    """
     del data
     size = len(precision)
-    with numpyro.handlers.scale(scale=1.0):
+    if proper:
+        z = numpyro.sample("z", dist.Normal(1.0, 1.0).expand((size,)).to_event(1))
+        precision = precision - np.identity(size, np.float32)
+    else:
         z = numpyro.sample("z", dist.ImproperUniform(dist.constraints.real_vector, (), (size,)))
     numpyro.factor("likelihood", -0.5 * (z - 1) @ precision @ (z - 1))
 
 
-def test_whitening_starts_at_the_exact_posterior_where_it_is_gaussian(make_data):
-    basis = np.random.default_rng(0).normal(size=(3, 3))
-    precision = (basis @ basis.T + np.diag([1.0, 30.0, 0.1])).astype(np.float32)
+@pytest.mark.parametrize("proper", [True, False], ids=["proper", "improper"])
+def test_whitening_starts_at_the_exact_posterior_where_it_is_gaussian(make_data, proper):
+    """With precisions spread over five decades, as those of gate weights and temperatures are."""
+    basis = np.random.default_rng(0).normal(size=(5, 5))
+    unit = np.diag([1.0, 300.0, 10.0, 3.0, 1.0]) ** 0.5
+    precision = unit @ (basis @ basis.T / 2 + np.diag([1.5, 300.0, 1.0, 1.0, 1.5])) @ unit
+    assert np.linalg.cond(precision) > 5e4
     guide = AutoWhitenedNormal(gaussian, init_loc_fn=numpyro.infer.init_to_uniform)
-    prepare_guide(guide, jax.random.key(0), make_data(), {"precision": precision})
-    start = guide.get_transform({"auto_loc": np.zeros(3), "auto_scale_tril": np.eye(3)})
-    np.testing.assert_allclose(start.loc, 1, atol=1e-2)
-    np.testing.assert_allclose(
-        np.linalg.inv(start.scale_tril @ start.scale_tril.T), precision, rtol=1e-3, atol=1e-2
-    )
+    kwargs = {"precision": precision.astype(np.float32), "proper": proper}
+    prepare_guide(guide, jax.random.key(0), make_data(), kwargs)
+    start = guide.get_transform({"auto_loc": np.zeros(5), "auto_scale_tril": np.eye(5)})
+    tril = np.asarray(start.scale_tril, np.float64)
+    # In units of the posterior's own: as much off in one direction as in any other. The mode need
+    # only be near: a few steps of the fit cover half a standard deviation.
+    exact = np.linalg.cholesky(precision)
+    assert np.linalg.norm(exact.T @ (np.asarray(start.loc) - 1)) < 0.5
+    np.testing.assert_allclose(exact.T @ tril @ tril.T @ exact, np.eye(5), atol=2e-2)
+
+
+def test_a_saddle_or_a_ridge_is_as_wide_as_the_prior_allows():
+    prior = np.diag([4.0, 1.0, 100.0])
+    tril = _scale_tril(prior + np.diag([0.0, -3.0, 1e6]), prior)
+    np.testing.assert_allclose(tril, np.diag([0.5, 0.1**-0.5, (100 + 1e6) ** -0.5]), rtol=1e-6)
+    # Without a prior that could be compared with, nothing is wider than a thousand times the least.
+    tril = _scale_tril(np.diag([1e8, 0.0, -1.0]), np.diag([0.0, 1.0, -1.0]))
+    np.testing.assert_allclose(tril, np.diag([1e-4, 0.1, 0.1]))
 
 
 def test_every_name_of_the_configuration_is_a_guide_and_no_other():

@@ -145,14 +145,35 @@ def test_a_fit_goes_on_until_it_has_settled(make_data):
     """A first round at a tiny learning rate is too short; a round at an ordinary one is not."""
     data = make_data()
     kwargs = {"model_kwargs": {"uniform_gate": True}, "guide": "AutoDelta", "progress": False}
+    two = sum(ROUNDS[:2])
     settled = fit_svi(jax.random.key(0), data, **kwargs)
-    assert len(settled.losses) == ROUNDS[0]
+    assert len(settled.losses) == two
     assert settled.convergence.converged
-    # The second round's steps come in larger strides: only there can it settle.
-    slow = optax.adam(optax.join_schedules([lambda _: 1e-4, lambda _: 0.03], [ROUNDS[0]]))
+    # Steps come in larger strides after two rounds: only there can it settle.
+    slow = optax.adam(optax.join_schedules([lambda _: 1e-4, lambda _: 0.03], [two]))
     longer = fit_svi(jax.random.key(0), data, optimizer=slow, tolerance=1e-6, **kwargs)
-    assert len(longer.losses) > ROUNDS[0]
-    assert not convergence_report(longer.losses[: ROUNDS[0]], 6.0, 1e-6).converged
+    assert len(longer.losses) > two
+    assert not convergence_report(longer.losses[:two], 6.0, 1e-6, rounds=ROUNDS[:2]).converged
+
+
+def test_a_learning_rate_that_has_decayed_is_no_convergence():
+    """A loss that falls as fast as the optimiser may step, and is far from its minimum."""
+    rate = 1 + np.cos(np.linspace(0, np.pi, 500))
+    losses = 100 - 0.002 * np.cumsum(np.concatenate([rate, rate]))
+    losses += np.random.default_rng(0).normal(0, 0.001, 1000)
+    assert convergence_report(losses[:500], 1, 0.2).converged
+    report = convergence_report(losses, 1, 0.2, rounds=(500, 500))
+    assert not report.converged
+    assert "Still improving" in report.reason
+    assert "500 steps as a whole" in report.reason
+    np.testing.assert_allclose(report.round_improvement, 1.0, atol=0.01)
+    assert report.windows == ((376, 500), (751, 875), (876, 1000))
+    # What the ELBO of all records gains counts, however many share it.
+    flat = 100 - 5e-6 * np.arange(1000)
+    assert convergence_report(5000 * flat, 5000, latent_dim=100_000).converged
+    report = convergence_report(5000 * flat, 5000, latent_dim=50)
+    assert not report.converged
+    assert report.tolerance == 0.01 * 50 / 5000
 
 
 def test_convergence_is_claimed_only_when_it_is_sure():

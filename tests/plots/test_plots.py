@@ -159,6 +159,20 @@ def test_means_of_the_quarters_are_told_apart() -> None:
     assert notes(end) == ["third quarter\nmean 1,000.02", "last quarter\nmean 1,000.01"]
 
 
+def test_the_windows_that_were_judged_are_those_that_are_shown() -> None:
+    losses = np.concatenate([np.linspace(50, 10, 300), np.repeat([9.0, 8.0, 7.0, 6.0], 75)])
+    windows = [(226, 300), (451, 525), (526, 600)]
+    figure = plots.elbo_trace(losses, converged=False, reason="Falling.", windows=windows)
+    end = panels(figure)[1]
+    np.testing.assert_array_equal(end.lines[0].get_xdata(), np.arange(226, 601))
+    assert [tuple(line.get_xdata()) for line in end.lines[2:]] == windows
+    means = [losses[first - 1 : last].mean() for first, last in windows]
+    np.testing.assert_allclose([line.get_ydata()[0] for line in end.lines[2:]], means)
+    assert notes(end)[1:] == ["451–525\nmean 7.00", "526–600\nmean 6.00"]
+    with pytest.raises(DataError, match="`windows` holds 1–601"):
+        plots.elbo_trace(losses, converged=True, reason="", windows=[(1, 601)])
+
+
 # --- Persona weights ----------------------------------------------------------------------------
 
 
