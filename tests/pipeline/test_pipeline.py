@@ -228,6 +228,9 @@ def test_training_pairs_are_scored_in_rounds(finished_run):
     assert [made.new for made in rounds] == [24 * size for size in np.diff([0, *sizes])]
     assert rounds[0].tightened is None
     assert all(np.isfinite([made.tightened, made.standard_error]).all() for made in rounds[1:])
+    # The last one was proposed by a fit.
+    assert [made.gate_tightened is None for made in rounds] == [True, True, False]
+    assert np.isfinite([rounds[-1].gate_tightened, rounds[-1].gate_standard_error]).all()
     first, last = (set(map(tuple, t[["record", "persona", "exemplar"]].values)) for t in tables)
     assert first < last
     # What the model was fitted to is the last round.
