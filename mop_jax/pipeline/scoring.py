@@ -255,15 +255,14 @@ def round_report(
         )
         for known in (before, after)
     ]
-    moves = _mean_and_error(levels[1] - levels[0], records)
-    if gate is not None:
-        moves += _mean_and_error(gate(after) - gate(before), records)
-    return RoundReport(pairs, new, *moves)
+    report = RoundReport(pairs, new, *_mean_and_error(levels[1] - levels[0], records))
+    if gate is None:
+        return report
+    tightened, error = _mean_and_error(gate(after) - gate(before), records)
+    return report._replace(gate_tightened=tightened, gate_standard_error=error)
 
 
-def _mean_and_error(
-    values: np.ndarray, records: Population
-) -> tuple[float, float] | tuple[float, None]:
+def _mean_and_error(values: np.ndarray, records: Population) -> tuple[float, float | None]:
     units = len(records) if records.groups is None else len(set(records.groups))
     if units < 2:
         return float(np.average(values, weights=records.weights)), None
