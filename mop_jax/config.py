@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from mop_jax.errors import DataError
-from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION
+from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION, PROMPT_FORMS
 from mop_jax.resources import is_local
 from mop_jax.validation import explain, place_of
 from mop_jax.yaml_reader import YamlText
@@ -139,7 +139,7 @@ class PromptConfig(_Section):
     personas too.
     """
 
-    form: Literal["auto", "chat", "plain", "custom"] = "auto"
+    form: str = "auto"
     instruction: str = DEFAULT_INSTRUCTION
     component: str | None = None
     persona_only: str | None = None
@@ -152,6 +152,14 @@ class PromptConfig(_Section):
     def chat_settings(self) -> dict[str, Any]:
         """How the model's chat template is rendered; see `mop_jax.prompts.ChatTemplate`."""
         return {"date": self.date, "arguments": self.template_arguments}
+
+    @field_validator("form")
+    @classmethod
+    def _is_a_form(cls, name: str) -> str:
+        if name not in ("auto", *PROMPT_FORMS):
+            accepted = ", ".join(("auto", *PROMPT_FORMS))
+            raise ValueError(f"there is no prompt form {name!r}; accepted are {accepted}")
+        return name
 
     @model_validator(mode="after")
     def _custom_is_whole(self) -> PromptConfig:

@@ -28,7 +28,7 @@ from mop_jax.models import MixtureData
 from mop_jax.pipeline.inputs import Inputs
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.population.population import Population
-from mop_jax.prompts import Prompt, PromptBuilder, PromptTemplate
+from mop_jax.prompts import Prompt, PromptBuilder, make_template
 
 
 class Split(NamedTuple):
@@ -88,20 +88,7 @@ class Workspace:
     def prompts(self) -> PromptBuilder:
         """Builds prompts for the language model; refused if they have changed in the run."""
         section, tokenizer = self.config.prompt, self.language_model.tokenizer
-        form = section.form
-        if form == "auto":
-            form = "chat" if getattr(tokenizer, "chat_template", None) else "plain"
-        if form == "chat":
-            template = PromptTemplate.chat(tokenizer, **section.chat_settings)
-        elif form == "plain":
-            template = PromptTemplate.plain(section.end or "\n")
-        else:
-            template = PromptTemplate(
-                str(section.component),
-                str(section.persona_only),
-                str(section.zero_shot),
-                str(section.end),
-            )
+        template = make_template(section.form, tokenizer, section)
         builder = PromptBuilder(tokenizer, template, instruction=section.instruction)
         # The rendered chat template with it, so that nothing in prompts changes unseen.
         self.folder.rendered(builder.fingerprint)

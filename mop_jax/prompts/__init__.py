@@ -9,6 +9,7 @@ prefix of ids exactly.
 from mop_jax.prompts.builder import Prompt, PromptBuilder
 from mop_jax.prompts.chat import ChatTemplate, answer_prompt
 from mop_jax.prompts.dates import DEFAULT_DATE
+from mop_jax.prompts.forms import PROMPT_FORMS, make_template
 from mop_jax.prompts.templates import DEFAULT_INSTRUCTION, FIELDS, PromptTemplate
 from mop_jax.prompts.tokens import begin_ids, end_of_turn, special_tokens
 
@@ -16,6 +17,7 @@ __all__ = [
     "DEFAULT_DATE",
     "DEFAULT_INSTRUCTION",
     "FIELDS",
+    "PROMPT_FORMS",
     "ChatTemplate",
     "Prompt",
     "PromptBuilder",
@@ -23,5 +25,6 @@ __all__ = [
     "answer_prompt",
     "begin_ids",
     "end_of_turn",
+    "make_template",
     "special_tokens",
 ]

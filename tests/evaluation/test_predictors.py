@@ -23,8 +23,8 @@ from mop_jax.evaluation.predictors import (
     register,
 )
 from mop_jax.pipeline import read_config
+from mop_jax.pipeline.drawing import draw_figures
 from mop_jax.pipeline.evaluation import evaluate_held_out
-from mop_jax.pipeline.figures import draw_figures
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.summary import held_out_table
 from mop_jax.pipeline.workspace import Workspace

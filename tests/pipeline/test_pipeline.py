@@ -194,7 +194,7 @@ def test_the_uniform_mixture_by_brute_force(finished_run, workspace):
     table = pd.read_parquet(finished_run / "likelihoods" / "held_out.parquet")
     scores = table.set_index(["record", "persona", "exemplar"])["log_likelihood_1.0000"]
     side = workspace.sides["test"]
-    posterior = load_posterior(finished_run / "gate.safetensors")
+    posterior = load_posterior(finished_run / "posterior.safetensors")
     made = evaluation._held_out_rounds(workspace, side, posterior)
     chosen = made.readings[0]
     assert len(table) == len(chosen.triples()) == 6 * len(side.records)
