@@ -39,8 +39,8 @@ from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt
 
-# Draws of held-out candidates have a stream of their own.
-_HELD_OUT = 1_000_003
+# Draws of held-out candidates have a stream of their own; see SECOND_ROUND.
+_HELD_OUT = 10**15
 _SCORING = "Scoring held-out records"
 
 

@@ -23,8 +23,8 @@ from mop_jax.models import MixtureData
 from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 from mop_jax.population.population import Population
 
-# Rounds of refreshed candidates have streams of random numbers of their own.
-REFRESHED = 4_000_007
+# See SECOND_ROUND.
+REFRESHED = 10**12
 _SCORING = "Scoring training records"
 _REFRESHING = "Scoring refreshed candidates"
 

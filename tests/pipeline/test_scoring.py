@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mop_jax.components.candidates import CandidateSet
+from mop_jax.components.components import SECOND_ROUND
 from mop_jax.evaluation.held_out import mean_and_error
 from mop_jax.likelihoods.scoring import ScoredCandidates
-from mop_jax.pipeline.scoring import Round, RoundReport, round_report, round_sizes
+from mop_jax.pipeline.evaluation import _HELD_OUT
+from mop_jax.pipeline.scoring import REFRESHED, Round, RoundReport, round_report, round_sizes
 from mop_jax.population import Population
 
 
@@ -85,3 +87,9 @@ def test_rounds_end_when_one_surely_moved_little(tightened, error, settled) -> N
     # However little the uniform mixture moved, the gate's must not have moved either.
     assert RoundReport(10, 5, tightened, error, -0.001, 0.002).settled(0.02) is settled
     assert not RoundReport(10, 5, tightened, error, -0.5, 0.01).settled(0.02)
+
+
+def test_no_two_rounds_share_their_draws_in_runs_of_neighbouring_seeds() -> None:
+    offsets = [0, *(SECOND_ROUND * n for n in range(1, 10)), *(REFRESHED * n for n in range(1, 10))]
+    offsets += [_HELD_OUT, _HELD_OUT + SECOND_ROUND]
+    assert np.diff(sorted(offsets)).min() > 10**8
