@@ -51,7 +51,7 @@ def to_inference_data(
     """The posterior in ArviZ's groups.
 
     `posterior` holds every site, with `persona` and any other dimension that the model names;
-    `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats (so `arviz.loo` runs);
+    `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats;
     `sample_stats` each draw's total `weighted_log_likelihood`; `constant_data` what the model is
     given: the table of log-likelihoods, candidates, leave-one-out mask and weights; `optimization`
     the loss trace of SVI.
@@ -59,6 +59,10 @@ def to_inference_data(
     With `responses`, `observed_data` holds statistics of the observed texts (`response_words` and
     `response_characters`); with `simulated`, `posterior_predictive` holds those of the simulated,
     so that `arviz.plot_ppc` draws the one beside the other, and the texts, personas and exemplars.
+
+    `arviz.loo` runs on this, but is exact for Markov chains, all components scored and equal weights
+    only; where one of these fails, the attribute `loo` of `log_likelihood` says how. Held-out records
+    are what claims should be made on.
 
     Draws that are independent (SVI, Laplace) are divided into equal chains. For such draws any
     division is as good as another, R-hat is 1 up to noise, and the effective sample size is the
@@ -164,7 +168,31 @@ def to_inference_data(
         inference_data[group].attrs.update(provenance)
         # Without the time of day, the same fit makes the same file.
         inference_data[group].attrs.pop("created_at", None)
+    if approximations := _loo_approximations(posterior, data):
+        text = f"loo is approximate: {'; '.join(approximations)}"
+        inference_data["log_likelihood"].attrs["loo"] = text
     return inference_data
+
+
+def _loo_approximations(posterior: Posterior, data: MixtureData) -> list[str]:
+    """Why Pareto-smoothed importance sampling on these draws is not leave-one-out."""
+    log_weight, weights = np.asarray(data.log_weight), np.asarray(data.weights)
+    found = []
+    if posterior.num_chains is None:
+        guide = posterior.sampler or "a guide"
+        found.append(
+            f"draws come from {guide}, not from the posterior, and no log q is here to correct it"
+        )
+    if np.any(np.isfinite(log_weight) & (log_weight != 0)):
+        found.append(
+            "components are sampled: log p-hat lies below log p, and the fit has seen its draws"
+        )
+    if not np.allclose(weights, weights[0]):
+        found.append(
+            "records have unequal weights: the posterior is to response * weight of constant_data, "
+            "response itself is not weighted"
+        )
+    return found
 
 
 _INDEPENDENT = (

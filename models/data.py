@@ -271,7 +271,9 @@ def _principal_map(embeddings: Array, max_features: int) -> FeatureMap:
     x = np.asarray(embeddings, np.float64)
     mean = x.mean(0)
     _, singular, axes = np.linalg.svd(x - mean, full_matrices=False)
-    kept = min(max_features, int((singular > 1e-5 * max(singular.max(initial=0.0), 1e-3)).sum()))
+    # What rounding leaves of embeddings that are alike is no feature, however small the rest.
+    least = max(1e-5 * singular.max(initial=0.0), 1e-4 * float(np.linalg.norm(x)))
+    kept = min(max_features, int((singular > least).sum()))
     if kept == 0:  # all alike: one feature that is zero, so that shapes stay ordinary
         return FeatureMap(mean.astype(np.float32), np.zeros((x.shape[1], 1), np.float32))
     axes = axes[:kept]

@@ -45,8 +45,9 @@ from mop_jax.prompts import PromptBuilder
 
 Method = Literal["importance", "full", "renormalised"]
 
-# Rounds of candidates have streams of random numbers of their own.
-SECOND_ROUND = 2_000_003
+# Rounds of candidates have streams of random numbers of their own: offsets that no sum of a few
+# multiples of the others comes near, so that runs with neighbouring seeds share none either.
+SECOND_ROUND = 10**9
 # Draws of a posterior that are looked at to propose components.
 PROPOSING_DRAWS = 32
 # Of the gate among what proposes a further round. With more, estimates of the gate's own mixture

@@ -10,8 +10,9 @@ same mask stands behind them all:
 
 - Records that the pool was drawn from (`leave_out_mask`): the exemplar that is the record itself.
   A short answer that others gave too stays: "Yes" under the same question is another person's. A
-  long response is nobody else's, so where it stands in the pool under whatever context, it is the
-  record itself, written down twice.
+  long response that is rare in the population is nobody else's, so where it stands in the pool
+  under whatever context, it is the record itself, written down twice. The long options of a closed
+  question are not rare, and count as short answers (`mop_jax.population.twin_keys`).
 - Held-out records and new contexts (`group_mask`): no exemplar is one of them, so nothing is left
   out by its text. `refuse_twins` makes sure of it.
 - By group, either side leaves out the exemplars of the record's own group (a respondent, a film),
@@ -120,7 +121,7 @@ def leave_out_mask(
         population_records: N records.
         exemplar_records: J of them.
         by: "record": the record itself (the same id and text), and its twins, those with the same
-            long response (see `response_key`) whatever the context; "group": all of the record's
+            rare long response (`twin_keys`) whatever the context; "group": all of the record's
             own group as well.
 
     Returns:
@@ -164,7 +165,8 @@ def group_mask(
 def refuse_twins(held_out: Population, exemplar_records: Population) -> None:
     """Refuses held-out records whose long response is an exemplar's: they are not held out.
 
-    `Population.split` never leaves such a pair on two sides. Short answers are no twins.
+    `Population.split` never leaves such a pair on two sides. Short answers and the options of a
+    closed question are no twins.
 
     Raises:
         DataError: naming the first such record and its exemplar.

@@ -109,8 +109,16 @@ def candidate_check(
     groups: Sequence[str] | None = None,
     *,
     slack: Mapping[str, np.ndarray] | None = None,
+    compared_slack: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Whether the candidates are enough for the claims.
+
+    Two things must hold: what they still hide is estimated at less than the standard error of the
+    claim, and the comparison does not belie that estimate. The comparison is no smaller copy of the
+    reported set: its half was proposed before anything was scored, so it may move the claim by much
+    more than the whole still hides. What belies the estimate is a move of more than a standard
+    error and four times what is left, that is also more than twice what the half's own estimate
+    foresees: then estimates of this kind are too low here.
 
     Args:
         counts: C of the reported estimate, and of the comparison.
@@ -121,28 +129,35 @@ def candidate_check(
         groups: of the records.
         slack: estimates of what the candidates still hide of each difference [n]; without them
             (renormalised candidates estimate nothing) the move takes their place.
+        compared_slack: the same of the comparison's candidates.
 
     Returns:
         Both estimates of mop − uniform; `moved`, how far the comparison moves the reported one;
-        `left`, the most that the candidates may still hide, either way: the absolute mean of the
-        slack and two standard errors of it; and `passed`: whether that is less than the standard
-        error of the claim. `predictors` has the same of every other claim.
+        `left`, an estimate of what the candidates still hide, either way: the absolute mean of the
+        slack and two standard errors of it; `foreseen`, the same of the comparison, if known; and
+        `passed`. `predictors` has the same of every other claim.
     """
+
+    def size(hidden: np.ndarray) -> float:
+        found = mean_and_error(hidden, weights, groups)
+        return abs(found["mean"]) + 2 * found["se"]
+
     rows = {}
     for name, values in differences.items():
         reported = mean_and_error(values, weights, groups)
         other = mean_and_error(compared[name], weights, groups)
         moved = other["mean"] - reported["mean"]
-        left = abs(moved)
-        if slack is not None:
-            hidden = mean_and_error(slack[name], weights, groups)
-            left = abs(hidden["mean"]) + 2 * hidden["se"]
+        left = abs(moved) if slack is None else size(slack[name])
+        foreseen = None if compared_slack is None else size(compared_slack[name])
+        # Where nothing is left (all components are scored) the half says nothing of the whole.
+        belied = left > 0 and abs(moved) > max(reported["se"], 4 * left, 2 * (foreseen or 0.0))
         rows[name] = {
             f"{name}_minus_uniform": reported,
             f"{name}_minus_uniform_compared": other,
             "moved": moved,
             "left": left,
-            "passed": bool(left < reported["se"]),
+            "foreseen": foreseen,
+            "passed": bool(left < reported["se"] and not belied),
         }
     main = rows.pop("mop")
     return {

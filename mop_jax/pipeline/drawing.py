@@ -136,6 +136,7 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
         [value["se"] for _, value in points],
         reported=[count for count, _ in points].index(check["candidates"]),
         left=check.get("left"),
+        passed=check["passed"],
     )
     save_figure(folder / "candidate_check.png", figure)
     atomic.write_json(folder / "candidate_check.json", {"sentence": check_sentence(check), **check})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -39,8 +39,8 @@ from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt
 
-# Draws of held-out candidates have a stream of their own.
-_HELD_OUT = 1_000_003
+# Draws of held-out candidates have a stream of their own; see SECOND_ROUND.
+_HELD_OUT = 10**15
 _SCORING = "Scoring held-out records"
 
 
@@ -66,24 +66,29 @@ def evaluate_held_out(space: Workspace) -> None:
         score=partial(_score_prompts, space, side.records),
     )
     together = replace(held_out, data=concatenated(readings))
-    log_probs, compared, slack = {}, {}, {}
+    log_probs, compared, slack, compared_slack = {}, {}, {}, {}
     for name, entry in PREDICTORS.items():
         if not is_estimated(entry):
             log_probs[name] = entry.log_prob(held_out)
             continue
         values = np.asarray(entry.log_prob(together)).reshape(len(readings), len(side.records))
         log_probs[name], compared[name] = values[0], values[1]
-        slack[name] = values[0] - values[2:].mean(axis=0) if len(values) > 2 else 0 * values[0]
+        if len(values) > 2:
+            slack[name] = values[0] - values[2:4].mean(axis=0)
+            compared_slack[name] = values[1] - values[4:6].mean(axis=0)
+        else:
+            slack[name] = np.zeros_like(values[0])
     weights, groups = side.records.weights, side.records.groups
     claims = [name for name in compared if name != BASELINE]
     estimates = made.readings[0].method != "renormalised"
     check = candidate_check(
         (made.readings[0].num_candidates, made.compared),
-        {name: log_probs[name] - log_probs[BASELINE] for name in claims},
-        {name: compared[name] - compared[BASELINE] for name in claims},
+        _differences(log_probs, claims),
+        _differences(compared, claims),
         weights,
         groups,
-        slack={name: slack[name] - slack[BASELINE] for name in claims} if estimates else None,
+        slack=_differences(slack, claims) if estimates else None,
+        compared_slack=_differences(compared_slack, claims) if compared_slack else None,
     )
     write_parquet(
         space.path / "held_out.parquet",
@@ -114,12 +119,17 @@ def evaluate_held_out(space: Workspace) -> None:
     )
 
 
+def _differences(values: Mapping[str, np.ndarray], claims: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: values[name] - values[BASELINE] for name in claims}
+
+
 class _HeldOutRounds(NamedTuple):
     """Candidates of the held-out records.
 
     Attributes:
         scored: the largest set, whose scores serve all readings.
-        readings: the reported set, one to compare it with and, of an estimate, its two halves.
+        readings: the reported set, one to compare it with and, of an estimate, the two halves of
+            either (`half_sets`).
         compared: number of candidates of the second.
     """
 
@@ -156,7 +166,7 @@ def _held_out_rounds(space: Workspace, side: Split, posterior: Posterior) -> _He
         held_out=True,
     )
     extended = scored.candidates
-    return _HeldOutRounds(scored, [extended, first, *half_sets(extended)], half)
+    return _HeldOutRounds(scored, [extended, first, *half_sets(extended), *half_sets(first)], half)
 
 
 def _data(

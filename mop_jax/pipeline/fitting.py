@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from mop_jax.pipeline.scoring import (
     Round,
     RoundReport,
     first_rounds,
+    gate_levels,
     refreshed_round,
     round_plan,
     round_report,
@@ -79,12 +81,14 @@ def fit_models(space: Workspace) -> None:
 def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     """Fits, proposes from the fit, scores what is new and fits again, as the configuration says.
 
-    Rounds end early when one is sure to have moved the bound by less than `refresh_tolerance`.
+    Rounds end early when one is sure to have moved the bound by less than `refresh_tolerance`; see
+    `RoundReport.settled` for what that costs.
     """
     tolerance, unit_index = space.config.candidates.refresh_tolerance, space.grid.unit_index
+    records = space.sides["train"].records
     made = first_rounds(space)
     rounds = [
-        round_report(before, after, unit_index)
+        round_report(before, after, unit_index, records)
         for before, after in zip([None, *made], made, strict=False)
     ]
     known = made[-1]
@@ -92,8 +96,10 @@ def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     for number, size in enumerate(round_plan(space).refreshed, start=1):
         if rounds[-1].settled(tolerance):
             break
-        after = refreshed_round(space, known, size, posterior_of(space, main), number)
-        rounds.append(round_report(known, after, unit_index))
+        proposing = posterior_of(space, main)
+        after = refreshed_round(space, known, size, proposing, number)
+        gate = partial(gate_levels, space, proposing)
+        rounds.append(round_report(known, after, unit_index, records, gate))
         known = after
         main = _fit_model(space, training_data(space, known), _FIT, {})
     return known, main, rounds

@@ -176,7 +176,8 @@ class Inputs:
         texts = zip(train.response_keys, train.text_keys, strict=True)
         if len({response or text for response, text in texts}) < 2:
             raise DataError(
-                "All records for training have the same response, and none may see itself as an "
+                "All records for training have the same response to the same context, or one long "
+                "response to several, so they count as one record, and none may see itself as an "
                 "exemplar; other records are needed."
             )
 

@@ -8,6 +8,7 @@ record in all rounds together.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,15 @@ from scipy.special import logsumexp
 
 from mop_jax.components.candidates import CandidateSet
 from mop_jax.components.components import SECOND_ROUND, Method
-from mop_jax.inference import Posterior
+from mop_jax.evaluation.held_out import mean_and_error
+from mop_jax.inference import Posterior, log_likelihood_draws
 from mop_jax.likelihoods.scoring import ScoredCandidates
 from mop_jax.models import MixtureData
 from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
+from mop_jax.population.population import Population
 
-# Rounds of refreshed candidates have streams of random numbers of their own.
-REFRESHED = 4_000_007
+# See SECOND_ROUND.
+REFRESHED = 10**12
 _SCORING = "Scoring training records"
 _REFRESHING = "Scoring refreshed candidates"
 
@@ -188,27 +191,58 @@ class RoundReport(NamedTuple):
     Attributes:
         pairs: distinct pairs scored up to here, of all records.
         new: those of this round.
-        tightened: by how much the mean over records of the log estimate of the uniform mixture
-            rose, nats per record; None for a first round, and for renormalised candidates, which
-            estimate nothing. E log p̂ lies below log p by what too few candidates hide: where it
-            does not move any more, nothing is hidden.
-        standard_error: of `tightened`.
+        tightened: by how much the weighted mean over records of the log estimate of the uniform
+            mixture rose, nats per record; None for a first round, and for renormalised candidates,
+            which estimate nothing. E log p̂ lies below log p by what too few candidates hide: where
+            it does not move any more, nothing is hidden.
+        standard_error: of `tightened`, by groups where records have any; None for a single one.
+        gate_tightened: the same of the mixture that proposed the round, the posterior mean of
+            log p̂; None where it was not proposed by a fit. The gate was fitted to the draws of the
+            rounds before, so this may well fall.
+        gate_standard_error: of `gate_tightened`.
     """
 
     pairs: int
     new: int
     tightened: float | None = None
     standard_error: float | None = None
+    gate_tightened: float | None = None
+    gate_standard_error: float | None = None
 
     def settled(self, tolerance: float) -> bool:
-        """Whether the round is sure (two standard errors) to have moved less than `tolerance`."""
+        """Whether the round is sure (two standard errors) to have moved less than `tolerance`.
+
+        A fall counts as a rise does: either way the estimate still hangs on its draws. The gate's
+        mixture is judged as well where it is known.
+
+        The draws that decide to stop are those that are kept. That is optional stopping: given that
+        it stopped early, the last round's p̂ is not quite unbiased. It is where the number of rounds
+        is fixed (`refresh_tolerance: 0`).
+        """
         if self.tightened is None or self.standard_error is None:
             return False
-        return self.tightened + 2 * self.standard_error < tolerance
+        settled = abs(self.tightened) + 2 * self.standard_error < tolerance
+        if self.gate_tightened is None or self.gate_standard_error is None:
+            return settled
+        return settled and abs(self.gate_tightened) + 2 * self.gate_standard_error < tolerance
 
 
-def round_report(before: Round | None, after: Round, unit_index: int) -> RoundReport:
-    """Compares a round with the one before; see `RoundReport`."""
+def round_report(
+    before: Round | None,
+    after: Round,
+    unit_index: int,
+    records: Population,
+    gate: Callable[[Round], np.ndarray] | None = None,
+) -> RoundReport:
+    """Compares a round with the one before; see `RoundReport`.
+
+    Args:
+        before: the one before; None for the first.
+        after: the round.
+        unit_index: of τ = 1 in the grid.
+        records: whose candidates they are; their weights and groups count.
+        gate: log p̂ [N] of the mixture that proposed the round, from a round's candidates.
+    """
     pairs = len(after.scored.triples)
     if before is None:
         return RoundReport(pairs, pairs)
@@ -221,10 +255,25 @@ def round_report(before: Round | None, after: Round, unit_index: int) -> RoundRe
         )
         for known in (before, after)
     ]
-    moved = levels[1] - levels[0]
-    return RoundReport(
-        pairs, new, float(moved.mean()), float(moved.std(ddof=1) / np.sqrt(len(moved)))
-    )
+    report = RoundReport(pairs, new, *_mean_and_error(levels[1] - levels[0], records))
+    if gate is None:
+        return report
+    tightened, error = _mean_and_error(gate(after) - gate(before), records)
+    return report._replace(gate_tightened=tightened, gate_standard_error=error)
+
+
+def _mean_and_error(values: np.ndarray, records: Population) -> tuple[float, float | None]:
+    units = len(records) if records.groups is None else len(set(records.groups))
+    if units < 2:
+        return float(np.average(values, weights=records.weights)), None
+    found = mean_and_error(values, records.weights, records.groups)
+    return found["mean"], found["se"]
+
+
+def gate_levels(space: Workspace, posterior: Posterior, known: Round) -> np.ndarray:
+    """The posterior mean of log p̂ of the training records, [N], from a round's candidates."""
+    draws = log_likelihood_draws(posterior, training_data(space, known))
+    return np.asarray(draws, np.float64).mean(axis=0)
 
 
 def training_data(space: Workspace, known: Round) -> MixtureData:

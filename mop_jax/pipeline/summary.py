@@ -14,22 +14,29 @@ from mop_jax.evaluation.predictors import PREDICTORS
 
 
 def check_sentence(check: dict[str, Any]) -> str:
-    """The candidate check in a sentence."""
+    """The candidate check in a sentence or two; see `mop_jax.evaluation.held_out`."""
     counts = (check["candidates"], check["compared_candidates"])
     action = "Doubling" if counts[1] > counts[0] else "Halving"
-    verdict = "less" if check["passed"] else "NOT less"
-    error = f"{verdict} than its standard error {check['mop_minus_uniform']['se']:.3f}"
+    size = abs(check["moved"])
+    # Runs made before the slack was reported, and renormalised candidates, have the move alone.
+    left = check.get("left", size)
+    se = check["mop_minus_uniform"]["se"]
+    error = f"{'less' if left < se else 'NOT less'} than its standard error {se:.3f}"
     moved = (
         f"{action} the candidates ({counts[0]} → {counts[1]}) moves mop − uniform by "
         f"{check['moved']:+.3f}"
     )
-    # Runs made before the bound was reported, and renormalised candidates, have the move alone.
-    left = check.get("left")
-    if left is None or left == abs(check["moved"]):
+    if left == size:
         return f"{moved}, {error}."
     if left == 0:
         return f"{moved}; all components are scored, so nothing is hidden."
-    return f"{moved}; what they still hide is at most {left:.3f}, {error}."
+    estimated = f"{moved}; what they still hide is estimated at up to {left:.3f}, {error}"
+    if left < se and not check["passed"]:
+        belied = "The move is far more than such estimates foresee, so this one may be too low"
+        return f"{estimated}. {belied}: NOT enough."
+    if size > se:
+        return f"{estimated}. The half was proposed before anything was scored, so it hides more."
+    return f"{estimated}."
 
 
 def temperature_warning(metrics: dict[str, Any]) -> str:

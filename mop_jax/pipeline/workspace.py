@@ -103,13 +103,16 @@ class Workspace:
         """Training and held-out records as the personas step wrote them."""
         frame = pd.read_parquet(self.path / "records.parquet")
         vectors = load_file(self.path / "embeddings.safetensors")
-        sides = {}
-        for side in ("train", "test"):
-            part = frame[frame["split"] == side]
-            sides[side] = Split(
-                population_of(part), vectors[f"{side}_context"], vectors[f"{side}_record"]
+        # Of a run without twins in the table, they are judged on both sides together.
+        everyone, split = population_of(frame), frame["split"].to_numpy()
+        return {
+            side: Split(
+                everyone.take(np.flatnonzero(split == side)),
+                vectors[f"{side}_context"],
+                vectors[f"{side}_record"],
             )
-        return sides
+            for side in ("train", "test")
+        }
 
     @cached_property
     def components(self) -> Components:
@@ -204,6 +207,10 @@ def population_of(frame: pd.DataFrame) -> Population:
     def column(name: str) -> list[str] | None:
         return frame[name].astype(str).tolist() if name in frame else None
 
+    twins = None
+    # Older runs have no such column.
+    if "twin" in frame:
+        twins = [None if pd.isna(key) else str(key) for key in frame["twin"]]
     return Population(
         ids=frame["id"].astype(str).tolist(),
         contexts=frame["context"].tolist(),
@@ -211,6 +218,7 @@ def population_of(frame: pd.DataFrame) -> Population:
         labels=column("label"),
         groups=column("group"),
         weights=frame["weight"].to_numpy(float),
+        twins=twins,
     )
 
 

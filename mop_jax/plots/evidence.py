@@ -203,6 +203,7 @@ def candidate_convergence(
     *,
     reported: int = -1,
     left: float | None = None,
+    passed: bool | None = None,
 ) -> Figure:
     """Whether enough candidates were scored: the gain over uniform against their number C.
 
@@ -214,8 +215,9 @@ def candidate_convergence(
         means: mop − uniform mixture at each, nats per record [n].
         ses: their paired standard errors [n].
         reported: index of the estimate that is reported, whose standard error is the measure.
-        left: the most that the candidates may still hide, nats per record; by default the last
-            move stands for it.
+        left: what the candidates are estimated to hide, nats per record; by default the last move
+            stands for it.
+        passed: whether they are enough; by default whether `left` is less than the measure.
 
     Raises:
         DataError: if the shapes differ, counts do not increase or a standard error is negative.
@@ -229,13 +231,17 @@ def candidate_convergence(
         raise DataError("`ses` has a negative standard error; accepted: at least 0.")
     move = mean[-1] - mean[-2]
     claimed, error_of_claim = mean[reported], se[reported]
-    settled = (abs(move) if left is None else left) < error_of_claim
-    what = "the last move is" if left is None else f"what they still hide, at most {left:.3f}, is"
-    verdict = (
-        f"Settled: {what} less than one standard error."
-        if settled
-        else f"Not settled: {what} at least one standard error; score more candidates."
-    )
+    little = (abs(move) if left is None else left) < error_of_claim
+    settled = little if passed is None else passed
+    what = "the last move is"
+    if left is not None:
+        what = f"what they still hide, by an estimate {left:.3f}, is"
+    if settled:
+        verdict = f"Settled: {what} less than one standard error."
+    elif little:
+        verdict = f"Not settled: the last move is far more than an estimate foresees ({left:.3f})."
+    else:
+        verdict = f"Not settled: {what} at least one standard error; score more candidates."
     figure = new_figure(
         f"From {number[-2]:g} to {number[-1]:g} candidates the gain moves {signed(move, 3)} nats; "
         f"its standard error is {error_of_claim:.3f}",

@@ -1,5 +1,5 @@
 from .files import read_table
-from .keys import is_long, normal_form, response_key, text_key
+from .keys import is_long, normal_form, response_key, text_key, twin_keys
 from .population import Population
 from .splits import SplitBy, apportion, split_rows
 from .table import Table
@@ -15,4 +15,5 @@ __all__ = [
     "response_key",
     "split_rows",
     "text_key",
+    "twin_keys",
 ]

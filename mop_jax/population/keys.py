@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
-# A response of fewer words than this may well be two people's; a longer one is one record twice.
+# A response of fewer words than this may well be two people's; a longer one is one record twice,
 MIN_WORDS_OF_A_TWIN = 8
+# unless more records than this, and a larger share of all, have it: then it is an option to choose.
+MOST_TWINS, LARGEST_SHARE_OF_TWINS = 2, 0.005
 # Scripts without blanks between words: about so many characters make one.
 _CHARACTERS_PER_WORD = 3
 _UNSPACED = (
@@ -72,12 +76,31 @@ def is_long(text: str) -> bool:
 
 
 def response_key(response: str) -> str | None:
-    """A hash of a normalised response that is too long to be anybody else's; None for a short one.
+    """A hash of a normalised response that is too long to be written twice; None for a short one.
 
     The same review may stand under two spellings of a film's name: whatever its context, it must
-    not serve itself as an exemplar, nor be held out from itself.
+    not serve itself as an exemplar, nor be held out from itself. `twin_keys` leaves out the long
+    options of closed questions.
     """
     return text_key("", response) if is_long(response) else None
+
+
+def twin_keys(responses: Sequence[str]) -> list[str | None]:
+    """`response_key` of each of a whole population's responses that is rare, else None.
+
+    A long response that more than max(2, 0.005 N) of the N records have is an option of a closed
+    question ("The government should see to it that …"): those who chose it are different people. To
+    take them for one would leave no record on one side of a split, and hide from a record whoever
+    answered as it did: a mask that depends on y.
+
+    Args:
+        responses: N, of all records before they are split or sampled: what is rare in a part may be
+            common in the whole.
+    """
+    keys = [response_key(response) for response in responses]
+    counts = Counter(keys)
+    most = max(MOST_TWINS, LARGEST_SHARE_OF_TWINS * len(keys))
+    return [key if counts[key] <= most else None for key in keys]
 
 
 def text_key(context: str, response: str) -> str:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from mop_jax.errors import DataError
 from mop_jax.population.files import read_table
-from mop_jax.population.keys import response_key, text_key
+from mop_jax.population.keys import text_key, twin_keys
 from mop_jax.population.quoting import Quoting
 from mop_jax.population.records import (
     NamedColumns,
@@ -43,6 +43,9 @@ class Population:
         labels: optional; splits and exemplar pools can be stratified by them.
         groups: optional; records of one group (a film, a respondent) can be kept together.
         weights: float64 [N], positive; 1 by default.
+        twins: optional; keys that records have in common if they are one record written twice,
+            None for those that have no twin. By default those of `response_keys`, which parts of a
+            population (`take`, `sample`, `split`) keep from the whole.
 
     Raises:
         DataError: on blank texts, duplicate ids, non-positive weights or unequal lengths.
@@ -54,6 +57,7 @@ class Population:
     labels: list[str] | None = None
     groups: list[str] | None = None
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    twins: list[str | None] | None = None
 
     def __post_init__(self) -> None:
         num_records = len(self.ids)
@@ -61,7 +65,7 @@ class Population:
             raise DataError("The population holds no records; at least one is needed.")
         weights = np.asarray(self.weights, dtype=np.float64)
         object.__setattr__(self, "weights", weights if weights.size else np.ones(num_records))
-        for name in ("contexts", "responses", "labels", "groups", "weights"):
+        for name in ("contexts", "responses", "labels", "groups", "weights", "twins"):
             values = getattr(self, name)
             if values is not None and len(values) != num_records:
                 raise DataError(
@@ -229,7 +233,7 @@ class Population:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The records as a DataFrame with columns id, context, response, [label, group,] weight."""
+        """The records as a DataFrame: id, context, response, [label, group,] weight [, twin]."""
         columns: dict[str, Any] = {
             "id": self.ids,
             "context": self.contexts,
@@ -239,7 +243,10 @@ class Population:
             columns["label"] = self.labels
         if self.groups is not None:
             columns["group"] = self.groups
-        return pd.DataFrame({**columns, "weight": self.weights})
+        columns["weight"] = self.weights
+        if self.twins is not None:
+            columns["twin"] = pd.Series(self.twins, dtype=object)
+        return pd.DataFrame(columns)
 
     @cached_property
     def text_keys(self) -> list[str]:
@@ -251,12 +258,15 @@ class Population:
 
     @cached_property
     def response_keys(self) -> list[str | None]:
-        """N hashes of long responses (see `response_key`); equal ones are one record twice too."""
-        return [response_key(y) for y in self.responses]
+        """N hashes of long, rare responses (see `twin_keys`); equal ones are one record twice too.
+
+        What is rare is judged once, on the population that was read.
+        """
+        return twin_keys(self.responses) if self.twins is None else self.twins
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that the population holds, in its order."""
+        """SHA-256 over what was read of the population, in its order."""
         content = [self.ids, self.contexts, self.responses, self.labels, self.groups]
         weights = [float(weight).hex() for weight in self.weights]
         return hashlib.sha256(json.dumps([*content, weights]).encode("utf-8")).hexdigest()
@@ -265,7 +275,7 @@ class Population:
         """The records at these positions, in this order."""
         rows = np.asarray(indices, dtype=np.intp)
 
-        def pick(values: list[str]) -> list[str]:
+        def pick(values: list[Any]) -> list[Any]:
             return [values[row] for row in rows]
 
         return Population(
@@ -275,6 +285,7 @@ class Population:
             labels=None if self.labels is None else pick(self.labels),
             groups=None if self.groups is None else pick(self.groups),
             weights=self.weights[rows],
+            twins=pick(self.response_keys),
         )
 
     def sample(self, limit: int, *, seed: int = 0) -> Population:

@@ -80,6 +80,12 @@ def _without_twins(
     unused = np.setdiff1d(eligible, np.concatenate([train, test]))
     spare = np.asarray([i for i in unused if twins[i] not in held_out], int)
     missing = min(len(train) - len(kept), len(spare))
+    if len(kept) + missing == 0:
+        raise DataError(
+            f"No training record is left: the {len(train)} that the split would give have the same "
+            f"long responses as the {len(test)} that are held out, so they are the same records "
+            "written twice; more distinct records or a smaller test_size are needed."
+        )
     return np.concatenate([kept, rng.choice(spare, size=missing, replace=False)])
 
 

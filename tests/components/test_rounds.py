@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -146,15 +148,53 @@ def test_half_sets_average_to_the_whole_and_keep_what_is_certain() -> None:
     certain = extended.log_weight == 0
     for half in (first, second):
         np.testing.assert_array_equal(half.log_weight[certain], 0.0)
-    shared = (first.log_weight > -np.inf) & (second.log_weight > -np.inf)
-    np.testing.assert_array_equal(shared, certain)
+        assert ((half.log_weight > -np.inf) == (extended.log_weight > -np.inf)).all()
+
+
+def test_halves_lie_as_far_from_the_whole_as_the_whole_from_the_truth() -> None:
+    """Independent draws of 6 pairs, all 64 samples: E (p̂_half − p̂)² is Var p̂ but for crossed terms.
+
+    Halves of opposite signs leave f_i f_j terms, which vanish over random orders of the draws: here
+    over all sign patterns, by brute force.
+    """
+    rng = np.random.default_rng(5)
+    f, inclusion = rng.gamma(1.0, size=6), np.array([0.05, 0.2, 0.5, 0.9, 0.99, 1.0])
+    variance = spread = mean = 0.0
+    for sample in itertools.product([False, True], repeat=6):
+        drawn = np.array(sample)
+        chance = np.prod(np.where(drawn, inclusion, 1 - inclusion))
+        estimate = (f / inclusion)[drawn].sum()
+        mean += chance * estimate
+        variance += chance * (estimate - f.sum()) ** 2
+        root = np.sqrt(1 - inclusion[drawn])
+        squares = [
+            ((np.array(signs) * root * (f / inclusion)[drawn]).sum()) ** 2
+            for signs in itertools.product([-1, 1], repeat=int(drawn.sum()))
+        ]
+        spread += chance * np.mean(squares)
+        index = np.flatnonzero(drawn).astype(np.int32)[None]
+        whole = CandidateSet(index, index, -np.log(inclusion[drawn])[None], "importance")
+        uncertain = np.cumsum(inclusion[drawn] < 1) % 2 == 1
+        for half, mine in zip(half_sets(whole), (uncertain, ~uncertain), strict=True):
+            expected = (1 + np.where(mine, 1, -1) * root) / inclusion[drawn]
+            np.testing.assert_allclose(np.exp(half.log_weight[0]), expected, rtol=1e-9)
+    assert mean == pytest.approx(f.sum())
+    assert spread == pytest.approx(variance)
+
+
+def test_a_draw_that_was_next_to_impossible_keeps_a_weight_in_both_halves() -> None:
+    index = np.zeros((1, 2), np.int32)
+    halves = half_sets(CandidateSet(index, index, np.array([[60.0, 1e-12]]), "importance"))
+    weights = np.stack([half.log_weight for half in halves])
+    assert np.isfinite(weights).all()
+    np.testing.assert_allclose(logsumexp(weights, axis=0) - np.log(2), [[60.0, 1e-12]], atol=1e-9)
 
 
 def test_halves_tell_how_far_the_log_estimate_lies_below() -> None:
     """Against the full sum: of 3,000 records the mean of the estimated gap is near the true one.
 
-    Systematic draws do better than independent ones, so the estimate may be too large, not small:
-    the bounds leave three standard errors (0.01) on either side of what was seen.
+    It is an estimate: systematic draws do better than independent ones, and second-order terms are
+    all it knows. Seen is 0.84 of the truth, with a standard error of 0.03.
     """
     repeats = 3_000
     log_f = np.random.default_rng(2).normal(0, 0.8, (K, J))
@@ -170,7 +210,7 @@ def test_halves_tell_how_far_the_log_estimate_lies_below() -> None:
     slack = whole - np.mean([estimate(half) for half in half_sets(extended)], axis=0)
     truth = logsumexp(log_f) - whole.mean()
     assert truth > 0.005
-    assert 0.9 * truth < slack.mean() < 3 * truth
+    assert 0.7 * truth < slack.mean() < 1.3 * truth
 
 
 def test_what_cannot_be_extended_is_refused() -> None:

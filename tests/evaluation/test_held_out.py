@@ -143,20 +143,35 @@ def test_the_candidate_check_weighs_its_records():
 
 
 @pytest.mark.parametrize(
-    ("hidden", "passed"), [(0.0, True), (0.9, True), (-0.9, True), (1.1, False)]
+    ("hidden", "moved", "foreseen", "passed"),
+    [
+        (0.0, 5.0, None, True),  # all components are scored
+        (0.9, -0.5, None, True),
+        (-0.9, -3.0, None, True),
+        (1.1, 0.0, None, False),
+        (0.1, -0.9, None, True),  # within a standard error of the claim
+        (0.1, -1.4, None, False),
+        (0.1, 1.4, None, False),
+        (0.1, -1.4, -1.0, True),  # the half is poor, and its own estimate says so
+        (0.1, -1.4, 0.6, False),
+        (0.1, -5.0, 1.0, False),
+    ],
 )
-def test_with_slack_the_check_is_of_what_is_left(hidden, passed):
-    """However far the comparison moved: more candidates were scored because it would."""
+def test_the_check_is_of_what_is_left_unless_the_move_belies_it(hidden, moved, foreseen, passed):
     error = mean_and_error(VALUES)["se"]
+    given = {} if foreseen is None else {"compared_slack": {"mop": np.full(17, foreseen * error)}}
     check = candidate_check(
         (12, 6),
         {"mop": VALUES},
-        {"mop": VALUES - 5 * error},
+        {"mop": VALUES + moved * error},
         slack={"mop": np.full(17, hidden * error)},
+        **given,
     )
     assert check["left"] == pytest.approx(abs(hidden) * error, abs=1e-12)
     assert check["passed"] is passed
-    assert check["moved"] == pytest.approx(-5 * error)
+    assert check["moved"] == pytest.approx(moved * error)
+    expected = None if foreseen is None else pytest.approx(abs(foreseen) * error)
+    assert check["foreseen"] == expected
 
 
 def test_what_is_left_counts_its_own_error():

@@ -57,6 +57,28 @@ def test_groups_dims_and_file(rt_posterior, rt_data, tmp_path):
     assert {"inference_library_version", "mop_jax_version", "run"} <= set(loaded.posterior.attrs)
 
 
+def test_the_file_says_in_what_loo_is_approximate(rt_posterior, rt_data, tmp_path):
+    equal = rt_data._replace(weights=np.ones_like(rt_data.weights))
+    sampled = equal._replace(log_weight=np.asarray(rt_data.log_weight) + 1)
+    chains = rt_posterior.replace(num_chains=1)
+
+    def said(posterior, data):
+        write_netcdf(tmp_path / "loo.nc", to_inference_data(posterior, data))
+        return arviz.from_netcdf(tmp_path / "loo.nc").log_likelihood.attrs.get("loo", "")
+
+    assert said(chains, equal) == ""
+    for posterior, data, why in [
+        (rt_posterior, equal, f"{rt_posterior.sampler}, not from the posterior"),
+        (chains, sampled, "components are sampled"),
+        (chains, rt_data, "unequal weights"),
+    ]:
+        text = said(posterior, data)
+        assert text.startswith("loo is approximate: ")
+        assert why in text
+        assert ";" not in text
+    assert said(rt_posterior, rt_data._replace(log_weight=sampled.log_weight)).count(";") == 2
+
+
 def test_the_same_posterior_makes_the_same_file(rt_posterior, rt_data, tmp_path):
     for name in ("a.nc", "b.nc"):
         write_netcdf(tmp_path / name, to_inference_data(rt_posterior, rt_data))

@@ -94,3 +94,17 @@ def test_embeddings_all_alike_make_one_silent_feature():
     maps = fit_feature_maps(np.ones((5, 4)), np.ones((1, 4)), np.ones((2, 4)))
     assert [m.basis.shape for m in maps] == [(4, 1)] * 3
     assert (maps.context(np.random.default_rng(0).normal(size=(3, 4))) == 0).all()
+
+
+@pytest.mark.parametrize("noise", [3e-9, 1e-6])
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
+def test_rounding_makes_no_features(noise, scale):
+    """Two contexts that differ, each encoded 50 times with rounding errors: one feature."""
+    rng = np.random.default_rng(0)
+    two = rng.normal(size=(2, 40)) / np.sqrt(40)
+    noisy = scale * (np.repeat(two, 50, axis=0) + noise * rng.normal(size=(100, 40)))
+    alike = scale * (two[:1] + noise * rng.normal(size=(100, 40)))
+    maps = fit_feature_maps(noisy, alike, alike)
+    assert [m.basis.shape[1] for m in maps] == [1, 1, 1]
+    assert np.abs(maps.context.basis).max() > 0
+    assert not maps.persona.basis.any()

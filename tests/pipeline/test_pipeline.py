@@ -228,6 +228,9 @@ def test_training_pairs_are_scored_in_rounds(finished_run):
     assert [made.new for made in rounds] == [24 * size for size in np.diff([0, *sizes])]
     assert rounds[0].tightened is None
     assert all(np.isfinite([made.tightened, made.standard_error]).all() for made in rounds[1:])
+    # The last one was proposed by a fit.
+    assert [made.gate_tightened is None for made in rounds] == [True, True, False]
+    assert np.isfinite([rounds[-1].gate_tightened, rounds[-1].gate_standard_error]).all()
     first, last = (set(map(tuple, t[["record", "persona", "exemplar"]].values)) for t in tables)
     assert first < last
     # What the model was fitted to is the last round.
@@ -246,7 +249,10 @@ def test_slack_is_reported_of_every_estimate(finished_run):
         assert slack[f"{name}_minus_uniform"]["mean"] == pytest.approx(difference, abs=1e-9)
     main = slack["mop_minus_uniform"]
     assert check["left"] == pytest.approx(abs(main["mean"]) + 2 * main["se"])
-    assert check["passed"] == (check["left"] < metrics["held_out"]["mop_minus_uniform"]["se"])
+    assert check["foreseen"] >= 0
+    error = metrics["held_out"]["mop_minus_uniform"]["se"]
+    belied = abs(check["moved"]) > max(error, 4 * check["left"], 2 * check["foreseen"])
+    assert check["passed"] == (check["left"] < error and not belied)
 
 
 def test_the_baselines_by_whole_prompts(finished_run, workspace):

@@ -45,9 +45,22 @@ def test_the_check_in_a_sentence():
 
 def test_the_check_says_what_the_candidates_still_hide():
     assert check_sentence(check(compared_candidates=6, left=0.03)) == (
-        "Halving the candidates (12 → 6) moves mop − uniform by +0.012; what they still hide is at "
-        "most 0.030, less than its standard error 0.050."
+        "Halving the candidates (12 → 6) moves mop − uniform by +0.012; what they still hide is "
+        "estimated at up to 0.030, less than its standard error 0.050."
     )
+    poor = check_sentence(check(compared_candidates=6, left=0.03, moved=-0.1))
+    assert poor == (
+        "Halving the candidates (12 → 6) moves mop − uniform by -0.100; what they still hide is "
+        "estimated at up to 0.030, less than its standard error 0.050. The half was proposed "
+        "before anything was scored, so it hides more."
+    )
+    belied = check_sentence(check(compared_candidates=6, left=0.01, moved=-0.2, passed=False))
+    assert belied.endswith(
+        "estimated at up to 0.010, less than its standard error 0.050. The move is far more than "
+        "such estimates foresee, so this one may be too low: NOT enough."
+    )
+    many = check_sentence(check(compared_candidates=6, left=0.07, passed=False))
+    assert many.endswith("estimated at up to 0.070, NOT less than its standard error 0.050.")
     assert check_sentence(check(compared_candidates=6, left=0.0)) == (
         "Halving the candidates (12 → 6) moves mop − uniform by +0.012; all components are "
         "scored, so nothing is hidden."

@@ -165,10 +165,13 @@ def test_candidate_check_compares_the_last_move_with_its_standard_error() -> Non
     np.testing.assert_allclose([s[:, 1] for s in segments], [[0.8, 1.0], [0.6, 0.8]])
 
 
-def test_candidate_check_takes_the_bound_on_what_is_left() -> None:
+def test_candidate_check_takes_the_estimate_of_what_is_left() -> None:
     """A large move settles nothing against: what is left does."""
     figure = plots.candidate_convergence([8, 16], [0.5, 0.9], [0.1, 0.1], left=0.04)
-    assert "\nSettled: what they still hide, at most 0.040, is less" in figure.texts[1].get_text()
+    text = figure.texts[1].get_text()
+    assert "\nSettled: what they still hide, by an estimate 0.040, is less" in text
+    belied = plots.candidate_convergence([8, 16], [0.2, 0.9], [0.1, 0.1], left=0.04, passed=False)
+    assert "\nNot settled: the last move is far more" in belied.texts[1].get_text()
     figure = plots.candidate_convergence([8, 16], [0.9, 0.9], [0.1, 0.1], left=0.2)
     assert "\nNot settled: what they still hide" in figure.texts[1].get_text()
 
