@@ -60,9 +60,9 @@ def to_inference_data(
     `response_characters`); with `simulated`, `posterior_predictive` holds those of the simulated,
     so that `arviz.plot_ppc` draws the one beside the other, and the texts, personas and exemplars.
 
-    `arviz.loo` runs on this, but is exact for Markov chains, all components scored and equal weights
-    only; where one of these fails, the attribute `loo` of `log_likelihood` says how. Held-out records
-    are what claims should be made on.
+    `arviz.loo` runs on this, but is exact for Markov chains, all components scored and equal
+    weights only; where one of these fails, the attribute `loo` of `log_likelihood` says how.
+    Held-out records are what claims should be made on.
 
     Draws that are independent (SVI, Laplace) are divided into equal chains. For such draws any
     division is as good as another, R-hat is 1 up to noise, and the effective sample size is the
