@@ -211,8 +211,8 @@ def _tempered_log_likelihood(
 
 @jax.jit
 def _add_where_allowed(
-    prior: Float[jax.Array, "*batch C"], log_likelihood: Float[jax.Array, "*batch #C"]
-) -> Float[jax.Array, "*batch C"]:
+    prior: Float[jax.Array, "*#batch C"], log_likelihood: Float[jax.Array, "*#batch #C"]
+) -> Float[jax.Array, "... C"]:
     allowed = prior > -jnp.inf
     # −∞ is put back last, so that no gradient is ever a product with infinity.
     return jnp.where(allowed, jnp.where(allowed, prior, 0.0) + log_likelihood, -jnp.inf)
