@@ -74,6 +74,7 @@ def write_metrics(
                 "reason": "Still improving.",
                 "improvement": 0.05,
                 "standard_error": noise,
+                "tolerance": 0.02,
             }
         },
     }
