@@ -1,6 +1,6 @@
 """Gates × guides against NUTS, on a real table and on a synthetic one with known temperatures.
 
-    python benchmarks/gates.py [--out benchmarks/results/gates.json]
+    python benchmarks/gates.py [--only real synthetic curved] [--out benchmarks/results/gates.json]
 
 The real table (tests/data/rt_table.npz: 160 reviews × 48 components, all scored at τ = 1) says two
 things of every pair of a gate and a guide. First, what the guide keeps of the posterior: π and Ω at
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,33 @@ def synthetic_table(seed: int = 0) -> MixtureData:
     return full_table_data(log_likelihood=table, temperature_grid=grid, **embeddings)
 
 
+def curved_table(seed: int = 0) -> MixtureData:
+    """160 records under 4 personas × 12 exemplars: log p = height − 100 (log τ − 0.1)²."""
+    rng = np.random.default_rng(seed)
+    num_records, num_personas, num_exemplars = 160, 4, 12
+    grid = np.array([0.6, 0.8, 1.0, 1.25, 1.6])
+    speaker = rng.integers(num_personas, size=num_records)
+    height = rng.normal(-120, 1.5, (num_records, num_personas, num_exemplars))
+    height[np.arange(num_records), speaker] += 2
+    context = rng.normal(size=(num_records, 12)) + 2 * np.eye(num_personas, 12)[speaker]
+    return full_table_data(
+        log_likelihood=height[..., None] - 100 * (np.log(grid) - 0.1) ** 2,
+        temperature_grid=grid,
+        context_embeddings=context,
+        persona_embeddings=rng.normal(size=(num_personas, 12)),
+        exemplar_embeddings=rng.normal(size=(num_exemplars, 12)),
+    )
+
+
+SYNTHETIC = {"synthetic": synthetic_table, "curved": curved_table}
+
+
 def identified(posterior: Posterior, data: MixtureData) -> dict[str, np.ndarray]:
-    """Draws [S, …] of what the data can tell: π, Ω at every context (every fourth), log τ."""
+    """Draws [S, …] of what is compared.
+
+    π and Ω at every context (every fourth), log τ, and the weights of a linear gate, of which the
+    data tell least.
+    """
     gate = gate_at(posterior, data.context_embeddings)
     found = {
         "π": np.exp(np.asarray(gate.persona_log_probs)),
@@ -93,6 +119,9 @@ def identified(posterior: Posterior, data: MixtureData) -> dict[str, np.ndarray]
     }
     if "log_temperature" in posterior.samples:
         found["log τ"] = posterior.samples["log_temperature"]
+    weights = [v for name, v in posterior.samples.items() if name.startswith("gate.")]
+    if "gate.exemplar_context_weight" in posterior.samples:
+        found["weights"] = np.concatenate([np.reshape(v, (len(v), -1)) for v in weights], axis=1)
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
 
@@ -172,12 +201,32 @@ def ceiling(data: MixtureData) -> float:
 
 
 def main() -> None:
-    """Runs everything, prints the table, writes the JSON after every line."""
+    """Runs the parts asked for, prints the table, writes the JSON after every line."""
+    parts = ["real", *SYNTHETIC]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "gates.json"))
-    out = Path(parser.parse_args().out)
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    report = json.loads(out.read_text("utf-8")) if out.exists() else {}
+
+    def write() -> None:
+        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    if "real" in arguments.only:
+        for _ in compare_on_reviews(report):
+            write()
+    for name in SYNTHETIC:
+        if name in arguments.only:
+            compare_on_synthetic(report, name)
+            write()
+    show(report)
+
+
+def compare_on_reviews(report: dict[str, Any]) -> Iterator[None]:
+    """Adds every pair of gate and guide to `report`; stops after each."""
     data, fold = real_table()
-    report: dict[str, Any] = {"ceiling_of_context_free_weights": ceiling(data), "pairs": []}
+    report |= {"ceiling_of_context_free_weights": ceiling(data), "pairs": []}
     oracles: dict[str, dict[str, np.ndarray]] = {}
     for gate, guide in PAIRS:
         kwargs = {"gate": gate, "temperature": False}
@@ -194,17 +243,20 @@ def main() -> None:
         except FaultError as error:
             row["refused"] = str(error)
         report["pairs"].append(row)
-        out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    grid = synthetic_table()
-    oracle, report["nuts_synthetic"] = nuts(grid, {})
-    fit, posterior = svi(grid, "AutoWhitenedNormal", {}, 1000)
-    report["synthetic"] = {
+        yield
+
+
+def compare_on_synthetic(report: dict[str, Any], name: str) -> None:
+    """Adds the default fit of a synthetic table, judged by NUTS, to `report`."""
+    data = SYNTHETIC[name]()
+    oracle, report[f"nuts_{name}"] = nuts(data, {})
+    fit, posterior = svi(data, "AutoWhitenedNormal", {}, 1000)
+    report[name] = {
         "steps": len(fit.losses),
         "converged": fit.convergence.converged,
-        **agreement(identified(posterior, grid), oracle),
+        "loss_per_record": round(fit.convergence.final_loss, 3),
+        **agreement(identified(posterior, data), oracle),
     }
-    out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    show(report)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -213,7 +265,7 @@ def show(report: dict[str, Any]) -> None:
     columns = "gate guide steps off_π off_Ω sd_π sd_Ω spread_of_E_π held-out"
     for column in columns.split():
         table.add_column(column.replace("_", " "))
-    for row in report["pairs"]:
+    for row in report.get("pairs", []):
         if "refused" in row:
             table.add_row(row["gate"], row["guide"], row["refused"].split(",")[0])
             continue
@@ -229,6 +281,11 @@ def show(report: dict[str, Any]) -> None:
             "{gain:+.3f} ± {standard_error:.3f}".format(**row["held_out"]),
         )
     Console(width=140).print(table)
+    for name in SYNTHETIC:
+        for quantity in ("π", "Ω", "log τ", "weights") if name in report else ():
+            found = report[name].get(quantity)
+            if found:  # files written before weights were compared have none
+                print(name, quantity, found)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def write_metrics(
                 "reason": "Still improving.",
                 "improvement": 0.05,
                 "standard_error": noise,
+                "tolerance": 0.02,
             }
         },
     }
