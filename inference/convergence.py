@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-NATS_PER_DIMENSION = 0.01
+NATS_PER_DIMENSION = 0.015
 """Change of the whole ELBO, per latent dimension, that a settled fit may still show.
 
-A Gaussian whose standard deviations are all wrong by a tenth is as far from the right one, and so
-is one whose mean is off by a seventh of a standard deviation.
+A Gaussian whose standard deviations are all wrong by an eighth is as far from the right one, and
+so is one whose mean is off by a sixth of a standard deviation in every direction.
 """
 _NUM_BATCHES = 10  # of a quarter of the steps, for its standard error
 

@@ -16,6 +16,7 @@ from mop_jax.inference import (
     gate_at,
     posterior_draws,
 )
+from mop_jax.inference.convergence import NATS_PER_DIMENSION
 from mop_jax.inference.svi import ROUNDS
 from mop_jax.models import full_table_data, mixture_data
 
@@ -173,7 +174,7 @@ def test_a_learning_rate_that_has_decayed_is_no_convergence():
     assert convergence_report(5000 * flat, 5000, latent_dim=100_000).converged
     report = convergence_report(5000 * flat, 5000, latent_dim=50)
     assert not report.converged
-    assert report.tolerance == 0.01 * 50 / 5000
+    assert report.tolerance == NATS_PER_DIMENSION * 50 / 5000
 
 
 def test_convergence_is_claimed_only_when_it_is_sure():
