@@ -98,7 +98,7 @@ def test_a_saved_posterior_comes_back_bit_for_bit(rt_posterior, tmp_path):
     for a, b in zip(*(jax.tree.leaves(arrays(p)) for p in (loaded, posterior)), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b, strict=True)
-    assert (loaded.sampler, loaded.num_chains) == ("AutoNormal", None)
+    assert (loaded.sampler, loaded.num_chains) == ("AutoWhitenedNormal", None)
     again = tmp_path / "again.safetensors"
     save_posterior(again, loaded)
     assert path.read_bytes() == again.read_bytes()

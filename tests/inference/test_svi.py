@@ -91,7 +91,7 @@ def test_candidates_lead_to_the_full_table_posterior_as_they_grow(rt_table):
     proposal = rng.gamma(2.0, size=table.shape)
     proposal /= proposal.sum((1, 2), keepdims=True)
     distance = []
-    for num_candidates in (6, 384):
+    for num_candidates in (6, 1536):
         chosen = importance_candidates(proposal, num_candidates, seed=1)
         pairs = (np.arange(160)[:, None], chosen.persona_index, chosen.exemplar_index)
         sampled = mixture_data(

@@ -67,13 +67,13 @@ def at_fit_chunk(number: int) -> None:
     calls, task = itertools.count(1), progress.task
 
     @contextmanager
-    def counted(description: str, total: int):
-        with task(description, total) as advance:
+    def counted(description: str, *details: Any, **more: Any):
+        with task(description, *details, **more) as advance:
 
-            def count(amount: int) -> None:
+            def count(amount: int, work: float | None = None) -> None:
                 if description.startswith("Fitting") and next(calls) == number:
                     die()
-                advance(amount)
+                advance(amount, work)
 
             yield count
 
