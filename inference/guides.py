@@ -29,6 +29,7 @@ from numpyro.infer.autoguide import (
     AutoNormal,
 )
 from numpyro.infer.util import potential_energy
+from threadpoolctl import threadpool_limits
 
 from mop_jax.errors import DataError, FaultError
 from mop_jax.models.data import MixtureData
@@ -88,7 +89,9 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
                 "The log joint density has no finite mode: the search ended at a value or second "
                 "derivative that is no finite number. A tighter prior usually helps."
             )
-        scale_tril = _scale_tril(hessian, prior_hessian)
+        # One thread: sums in another order would move a fit that is resumed in its last bits.
+        with threadpool_limits(limits=1):
+            scale_tril = _scale_tril(hessian, prior_hessian)
         dtype = self._init_latent.dtype
         self._whitening = LowerCholeskyAffine(
             jnp.asarray(mode, dtype), jnp.asarray(scale_tril, dtype)
@@ -250,7 +253,24 @@ def make_loss(guide: AutoGuide, num_particles: int) -> Trace_ELBO | TraceMeanFie
     Other guides draw all sites as one vector, of which the mean-field estimator knows nothing.
     """
     mean_field = isinstance(guide, AutoNormal | AutoDelta)
-    return (TraceMeanField_ELBO if mean_field else Trace_ELBO)(num_particles=num_particles)
+    return (TraceMeanField_ELBO if mean_field else _OrderedELBO)(num_particles=num_particles)
+
+
+class _OrderedELBO(Trace_ELBO):
+    """`Trace_ELBO` whose sites are summed in the order of their names.
+
+    NumPyro sums them in the order of a set of strings, which is another in every process: a fit that
+    is resumed would differ from one that was not in its last bits.
+    """
+
+    def __init__(self, num_particles: int) -> None:
+        super().__init__(num_particles=num_particles, sum_sites=False)
+
+    def loss_with_mutable_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The loss, summed over sites."""
+        found = super().loss_with_mutable_state(*args, **kwargs)
+        by_name = [found["loss"][name] for name in sorted(found["loss"])]
+        return {**found, "loss": sum(by_name, start=jnp.array(0.0))}
 
 
 def prepare_guide(
