@@ -259,8 +259,8 @@ def make_loss(guide: AutoGuide, num_particles: int) -> Trace_ELBO | TraceMeanFie
 class _OrderedELBO(Trace_ELBO):
     """`Trace_ELBO` whose sites are summed in the order of their names.
 
-    NumPyro sums them in the order of a set of strings, which is another in every process: a fit that
-    is resumed would differ from one that was not in its last bits.
+    NumPyro sums them in the order of a set of strings, which is another in every process: a fit
+    that is resumed would differ from one that was not in its last bits.
     """
 
     def __init__(self, num_particles: int) -> None:
