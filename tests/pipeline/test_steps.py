@@ -198,7 +198,7 @@ def test_renormalised_candidates_and_a_refreshed_fit(materials, copy_of_run, per
     weights = stored["log_weight"].to_numpy()
     assert set(np.unique(weights)) <= {0.0, -np.inf}
     # The fit is to the refreshed candidates, which are scored and on disk.
-    table = pd.read_parquet(copy_of_run / "likelihoods" / "train_1.parquet")
+    table = pd.read_parquet(copy_of_run / "likelihoods" / "train_refreshed.parquet")
     scored = set(zip(table["record"], table["persona"], table["exemplar"], strict=True))
     used = {
         (record, int(k), int(j))
