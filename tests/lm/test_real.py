@@ -170,7 +170,7 @@ def test_padding_is_under_eight_percent_on_real_reviews(smollm2, builder, table)
     tails = [Continuation(p.request, r) for p, r in zip(prompts, responses)]
     pairs = np.asarray([(places[p.prefix], i) for i, p in enumerate(prompts)])
     scorer = Scorer(smollm2.decoder, GRID)
-    assert 0 < scorer.padding_share(prefixes, tails, pairs) < 0.16
+    assert 0 < scorer.padding_share(prefixes, tails, pairs) < 0.08
     few = scorer.padding_share(prefixes, tails, pairs[: 24 * 10])
     # Work of a few chunks is given coarse shapes, which the next job finds compiled.
     assert 0 < few < 0.16
