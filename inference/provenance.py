@@ -100,7 +100,9 @@ def _named(code: Any) -> list[Any]:
     """Values, functions and classes of its own package that a function or class names."""
     functions = [code] if inspect.isfunction(code) else []
     if inspect.isclass(code):
-        functions = [f for _, f in sorted(vars(code).items()) if inspect.isfunction(f)]
+        methods = [f for _, f in sorted(vars(code).items()) if inspect.isfunction(f)]
+        # What wraps a method, as a checker of types does, is not what it says.
+        functions = [inspect.unwrap(method) for method in methods]
     named: dict[str, Any] = {}
     closed: dict[str, Any] = {}
     for function in functions:
