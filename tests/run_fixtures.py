@@ -286,7 +286,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def contents(folder: Path, *, hidden: bool = False) -> dict[str, bytes]:
-    """Every file's bytes by its relative path; `manifest.json` without timings."""
+    """Every file's bytes by its relative path; `manifest.json` without timings, its keys sorted."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -296,7 +296,7 @@ def contents(folder: Path, *, hidden: bool = False) -> dict[str, bytes]:
         manifest = json.loads(found["manifest.json"])
         for step in manifest["steps"].values():
             step.pop("seconds", None)
-        found["manifest.json"] = json.dumps(manifest).encode()
+        found["manifest.json"] = json.dumps(manifest, sort_keys=True).encode()
     return found
 
 

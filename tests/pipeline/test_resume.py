@@ -27,7 +27,7 @@ DRIVER = Path(__file__).with_name("resume_driver.py")
 def test_killed_at_every_step_a_run_ends_with_the_same_bytes(finished_run, materials, tmp_path):
     """Kill -9 in one process after the other, at ten points; then one that may finish."""
     config = tmp_path / "config.json"
-    config.write_text(materials.config().model_dump_json(), encoding="utf-8")
+    config.write_text(materials.config().model_dump_json(exclude_unset=True), encoding="utf-8")
     folder = tmp_path / "run"
     done = subprocess.run(
         [PYTHON, "-W", "ignore", DRIVER, config, folder, finished_run, *POINTS],
@@ -46,6 +46,15 @@ def test_killed_at_every_step_a_run_ends_with_the_same_bytes(finished_run, mater
         assert report["differing"] == [], report
     assert contents(folder) == contents(finished_run)
     assert not unfinished_files(folder)
+    # A fit goes on where it was killed, and one that was finished is not fitted again.
+    steps = {report["point"]: report["restored"] for report in reports}
+    num_steps = materials.config().inference.num_steps
+    chunk = -(-num_steps // 20)
+    assert steps["fit, first model"] == [0]
+    assert steps["fit, while a checkpoint is written"] == [6 * chunk]
+    assert 6 * chunk <= steps["fit, second model"][0] < num_steps
+    assert steps["evaluate, scoring"][0] == num_steps
+    assert 0 < steps["evaluate, scoring"][1] < num_steps
 
 
 def test_every_step_is_among_the_points():
