@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from mop_jax.config import RunConfig
+from mop_jax.pipeline.manifest import step_inputs
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.prompts import PromptTemplate
@@ -53,3 +54,15 @@ def test_a_configuration_reaches_the_prompts(tmp_path, tokenizer):
     custom = workspace(tmp_path / "e", tokenizer, form="custom", **texts).prompts
     assert custom.template == PromptTemplate(**texts)
     assert len(custom.end_ids) > 1
+
+
+def test_personas_depend_on_how_chat_templates_are_rendered_alone():
+    """Of the prompts' settings the date and the template's arguments: both reach the synthesis."""
+
+    def made_from(**prompt):
+        return step_inputs("personas", config(**prompt), {}, {})
+
+    assert made_from() == made_from(instruction="Other.") == made_from(date="2024-07-26")
+    others = [made_from(date="2025-03-01"), made_from(template_arguments={"x": 1})]
+    assert made_from() not in others
+    assert others[0] != others[1]
