@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.models.data import MixtureData
 
 _MODE_STEPS = 400
+_DIRECTIONS = 16  # of the Hessian, at a time
 _LOWEST_PRECISION = 0.1  # of the prior's: what the posterior has at least, in any direction
 _LOWEST_OF_LARGEST = 1e-6  # of the largest precision, where the prior has none to compare with
 
@@ -187,11 +188,24 @@ def _mode_and_hessians(
             def column(direction: jax.Array) -> jax.Array:
                 return jax.jvp(lambda z: gradient(z, data), (mode,), (direction,))[1]
 
-            return jax.lax.map(column, jnp.identity(mode.size, mode.dtype), batch_size=16)
+            # Whole batches: a last one that is smaller would be compiled as well.
+            directions = jnp.eye(-(-mode.size // _DIRECTIONS) * _DIRECTIONS, mode.size)
+            columns = jax.lax.map(column, directions.astype(mode.dtype), batch_size=_DIRECTIONS)
+            return columns[: mode.size]
 
         return mode, hessian(gradient), hessian(jax.grad(prior_potential))
 
-    return tuple(np.asarray(found, np.float64) for found in run(start, data))
+    found = compiled_quickly(run, start, data)(start, data)
+    return tuple(np.asarray(values, np.float64) for values in found)
+
+
+def compiled_quickly(function: Any, *args: Any) -> Callable[..., Any]:
+    """A jitted function, compiled for its arguments with little optimisation.
+
+    For programs that run for less time than a CPU takes to compile them well.
+    """
+    level = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+    return cast(Callable[..., Any], function.lower(*args).compile(compiler_options=level))
 
 
 def _needs_more(kind: type[AutoGuide]) -> bool:
@@ -322,9 +336,15 @@ def sample_guide(
     """
     if isinstance(guide, AutoLaplaceApproximation):
         _refuse_singular(guide, params)
-    return guide.sample_posterior(
-        rng_key, params, data, sample_shape=(num_draws,), **dict(model_kwargs)
-    )
+
+    # Compiled whole: op by op it takes a second.
+    @jax.jit
+    def draw(rng_key: jax.Array, params: dict[str, Any], data: MixtureData) -> dict[str, Any]:
+        return guide.sample_posterior(
+            rng_key, params, data, sample_shape=(num_draws,), **dict(model_kwargs)
+        )
+
+    return draw(rng_key, params, data)
 
 
 def _refuse_singular(guide: AutoLaplaceApproximation, params: dict[str, Any]) -> None:

@@ -25,7 +25,13 @@ from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.checkpoints import FitCheckpoints, Progress, fingerprint
 from mop_jax.inference.convergence import ConvergenceReport, convergence_report
-from mop_jax.inference.guides import DEFAULT_GUIDE, make_guide, make_loss, prepare_guide
+from mop_jax.inference.guides import (
+    DEFAULT_GUIDE,
+    compiled_quickly,
+    make_guide,
+    make_loss,
+    prepare_guide,
+)
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
 
@@ -150,7 +156,8 @@ def fit_svi(
     auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
-    state = jax.jit(svi.init)(run_key, data)  # compiled whole: op by op it takes seconds
+    # Compiled whole: op by op it takes seconds.
+    state = compiled_quickly(jax.jit(svi.init), run_key, data)(run_key, data)
     rounds = ROUNDS if num_steps is None else (num_steps,)
     steps = _Steps(svi, state, data, rounds, checkpoint, tolerance)
     end = 0

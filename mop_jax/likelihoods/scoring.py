@@ -136,30 +136,35 @@ def score_missing(
                 f"model's context window holds {window}; shorten the record or its exemplars, or "
                 "leave it out."
             )
-    keys = [pair_key(p, r) for p, r in zip(prompts, responses, strict=True)]
-    unique = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())[::-1]
+    every = [pair_key(p, r) for p, r in zip(prompts, responses, strict=True)]
+    # Of equal pairs the first.
+    first = list({key: i for i, key in reversed(list(enumerate(every)))}.values())[::-1]
+    # What earlier jobs scored is not planned. What this one scored before it was interrupted is
+    # planned and skipped by whole batches: it goes on with the batches that it would have run
+    # anyway, to the same bits.
+    job = [every[i] for i in first]
+    unique = [first[n] for n in np.flatnonzero(store.begin(job))]
+    keys = [every[i] for i in unique]
     prefixes, prefix_index = _distinct(prompts[i].prefix for i in unique)
     tails, tail_index = _distinct(
         Continuation(prompts[i].request, tuple(responses[i])) for i in unique
     )
     pairs = np.stack([prefix_index, tail_index], axis=1) if unique else np.zeros((0, 2), int)
-    done = np.asarray([keys[i] in store for i in unique], bool)
+    done = np.asarray([key in store for key in keys], bool)
 
     # Time goes with the tokens that are run, not with the pairs.
     num_tokens = np.asarray([len(tails[t].request) + len(tails[t].response) for t in tail_index])
     with progress.task(
         description,
-        len(unique),
-        found=int(done.sum()),
+        len(first),
+        found=len(first) - len(unique) + int(done.sum()),
         work=float(num_tokens[~done].sum()) if unique else 0.0,
     ) as advance:
 
         def file(indices: np.ndarray, scores: np.ndarray) -> None:
-            store.append([keys[unique[i]] for i in indices], scores)
+            store.append([keys[i] for i in indices], scores)
             advance(len(indices), float(num_tokens[indices].sum()))
 
-        # All pairs are planned and the finished ones skipped by whole batches, so that a resumed
-        # run computes the very batches that it would have computed anyway: the same bits.
         try:
             language_model.score_pairs(
                 prefixes,
@@ -173,7 +178,8 @@ def score_missing(
         except NotFiniteError as error:
             i = unique[error.pair]
             raise NotFiniteError(i, f"record {names[i]}" if names else f"pair {i}") from error
-    return store.get(keys)
+    store.end(job)
+    return store.get(every)
 
 
 def _new_only(

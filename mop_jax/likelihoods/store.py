@@ -7,6 +7,9 @@ read, and what is stored need never be scored again, whatever else of the config
 The journal holds fixed-size entries, each with a checksum; a process killed while writing leaves at
 most one broken entry at the end, which is cut off when the journal is opened again. `compact` puts
 the entries into the order of their keys, so that a finished journal does not depend on its history.
+
+Beside the journal `.jobs/` says of unfinished jobs what they found when they began: scores depend in
+their last bits on what was run beside them, and a job that was killed goes on with the same batches.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +105,39 @@ class LikelihoodStore:
     def __contains__(self, key: bytes) -> bool:
         """Whether a pair is stored."""
         return key in self._rows
+
+    def begin(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Begins a job, or finds it begun.
+
+        Args:
+            keys: n different keys; their order counts.
+
+        Returns:
+            bool [n], which pairs are the job's: those that were not stored when it began first.
+        """
+        missing = np.asarray([key not in self._rows for key in keys], bool)
+        if not missing.any():
+            return missing
+        record = self._job(keys)
+        if record.exists():
+            bits = np.frombuffer(record.read_bytes(), np.uint8)
+            if len(bits) == -(-len(keys) // 8):
+                # What got lost since then must be scored, too.
+                return missing | np.unpackbits(bits, count=len(keys)).astype(bool)
+        atomic.write_bytes(record, np.packbits(missing).tobytes())
+        return missing
+
+    def end(self, keys: Sequence[bytes]) -> None:
+        """Ends a job: its pairs are stored, and count as found from now on."""
+        record = self._job(keys)
+        record.unlink(missing_ok=True)
+        # Not empty while another job is unfinished, and not there if nothing was missing.
+        with suppress(OSError):
+            record.parent.rmdir()
+
+    def _job(self, keys: Sequence[bytes]) -> Path:
+        name = hashlib.blake2b(b"".join(keys), digest_size=_KEY_BYTES).hexdigest()
+        return self.path.parent / ".jobs" / f"{name}.bin"
 
     def append(self, keys: Sequence[bytes], scores: np.ndarray) -> None:
         """Stores scores, nats; pairs that are stored already keep their first scores.

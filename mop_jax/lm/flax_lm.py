@@ -36,6 +36,7 @@ from mop_jax.lm.families import Tensors, read_config
 from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.memory import default_memory
 from mop_jax.lm.mesh import make_mesh, num_lanes, replicate, shard_decoder, shard_rows
+from mop_jax.lm.prefixes import KeptPool
 from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import (
     continuation_decoder,
@@ -84,6 +85,7 @@ class FlaxLM:
         self.mesh = mesh
         self._memory = default_memory(self.decoder) if memory is None else memory
         self._graph, self._state = nnx.split(self.decoder)
+        self._kept = KeptPool()
 
     @classmethod
     def from_pretrained(
@@ -276,7 +278,7 @@ class FlaxLM:
             self.check_length(int(totals[longest]), f"Pair {longest}")
         with self._precision():
             memory = self._memory if memory is None else memory
-            scorer = Scorer(self.decoder, grid, memory, self.mesh)
+            scorer = Scorer(self.decoder, grid, memory, self.mesh, self._kept)
             scorer.score(prefixes, continuations, pairs, on_scores, skip)
 
     def sample_pairs(
@@ -311,6 +313,7 @@ class FlaxLM:
             if on_generated is not None:
                 on_generated(indices, self._generation(samples, end_ids))
 
+        self._kept = KeptPool()  # slots take its place
         with self._precision():
             samples = sampling.sample_pairs(
                 self.decoder,

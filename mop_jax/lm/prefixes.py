@@ -5,6 +5,7 @@ An exemplar's row continues its persona's; what is scored or sampled attends to 
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -159,6 +160,12 @@ class PrefixPool:
             self._add_level(level, chunks, max(sizes[:-1], default=0))
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
 
+    def for_prefixes(self, paths: dict[int, tuple]) -> PrefixPool:
+        """The same rows, by another caller's indices."""
+        known = copy.copy(self)
+        known.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
+        return known
+
     def _add_level(self, paths: list[tuple], chunks: Iterator[Chunk], depth: int) -> None:
         first = len(self._row_of_path)
         self._row_of_path.update({path: first + i for i, path in enumerate(paths)})
@@ -190,6 +197,34 @@ class PrefixPool:
                 replicate(self._mesh, rows.reshape(-1)),
                 shardings=self._shardings,
             )
+
+
+class KeptPool:
+    """The last pool, for work that follows the very same prefixes.
+
+    Rounds of candidates, and held-out records after them, ask for the same components again and
+    again. A pool is found only by all that decides its bits, so that a run that was interrupted,
+    and makes it anew, ends like one that was not.
+    """
+
+    # Of the memory for pools: what is kept while other work is done must not be missed there.
+    _SHARE = 1 / 4
+
+    def __init__(self) -> None:
+        """Nothing is kept yet."""
+        self._key: tuple | None = None
+        self._pool: PrefixPool | None = None
+
+    def find(self, key: tuple) -> PrefixPool | None:
+        """The pool of that key; one of any other key is dropped, to make room."""
+        if key != self._key:
+            self._key = self._pool = None
+        return self._pool
+
+    def keep(self, key: tuple, pool: PrefixPool, num_bytes: float, memory: float) -> None:
+        """Keeps a pool that takes little of the memory."""
+        if num_bytes <= self._SHARE * memory:
+            self._key, self._pool = key, pool
 
 
 def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
@@ -224,6 +259,7 @@ def prefix_pools(
     memory: float,
     skip: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    kept: KeptPool | None = None,
 ) -> Iterator[tuple[PrefixPool, list[int]]]:
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
@@ -237,11 +273,12 @@ def prefix_pools(
         memory: bytes of one pool on a device; a pool holds at least one prefix whatever the budget.
         skip: bool [n], work that is done; pools that nothing else needs are not run.
         mesh: the decoder's.
+        kept: where the pool of earlier work with the same decoder may be found.
 
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
     """
-    paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
+    paths = _paths(prefixes, wanted)
     sizes, row_bytes = _row_size(decoder, paths, mesh)
     groups, num_rows = _groups(paths, row_bytes, memory)
     shapes = segment_shapes(paths.values(), num_rows)
@@ -251,8 +288,13 @@ def prefix_pools(
         members = [n for n, i in enumerate(wanted) if int(i) in inside]
         if skip is not None and skip[members].all():
             continue
+        held = {i: paths[i] for i in group}
+        key = (*held.values(), num_rows, *sizes, *shapes)
+        found = None if kept is None else kept.find(key)
+        if found is not None:
+            yield found.for_prefixes(held), members
+            continue
         try:
-            held = {i: prefixes[i] for i in group}
             pool = PrefixPool(decoder, held, num_rows, sizes, shapes, mesh)
             jax.block_until_ready(pool.cache)
         except jax.errors.JaxRuntimeError as error:
@@ -274,6 +316,8 @@ def prefix_pools(
                 stacklevel=2,
             )
             continue
+        if kept is not None:
+            kept.keep(key, pool, num_rows * row_bytes, memory)
         yield pool, members
         del pool
 
@@ -290,10 +334,16 @@ def plan_pools(
     Returns:
         The paths that each of the pools would hold, by prefix, and the shapes of segments.
     """
-    paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
+    paths = _paths(prefixes, wanted)
     groups, num_rows = _groups(paths, _row_size(decoder, paths, mesh)[1], memory)
     shapes = segment_shapes(paths.values(), num_rows)
     return [{i: paths[i] for i in group} for group in groups], shapes
+
+
+def _paths(prefixes: Sequence[Sequence[TokenIds]], wanted: np.ndarray) -> dict[int, tuple]:
+    """The wanted paths, siblings side by side and in one order, whatever work they are for."""
+    paths = {int(i): path_of(prefixes[i]) for i in np.unique(wanted)}
+    return dict(sorted(paths.items(), key=lambda item: item[1]))
 
 
 def _row_size(

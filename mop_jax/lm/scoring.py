@@ -41,7 +41,14 @@ from mop_jax.lm.planning import (
     plan_calls,
     plan_chunks,
 )
-from mop_jax.lm.prefixes import PrefixPool, level_chunks, plan_pools, prefix_pools, tree_levels
+from mop_jax.lm.prefixes import (
+    KeptPool,
+    PrefixPool,
+    level_chunks,
+    plan_pools,
+    prefix_pools,
+    tree_levels,
+)
 from mop_jax.lm.vocabulary import (
     POSITION_BLOCK,
     POSITION_BLOCK_ACCELERATOR,
@@ -170,6 +177,7 @@ class Scorer:
         grid: TemperatureGrid,
         memory: float | None = None,
         mesh: Mesh | None = None,
+        kept: KeptPool | None = None,
     ):
         """Prepares the projection.
 
@@ -179,8 +187,9 @@ class Scorer:
             memory: bytes of a device that pooled prefixes may take at a time; by default a share
                 of what the machine has.
             mesh: the decoder's.
+            kept: see `prefix_pools`.
         """
-        self._decoder, self._mesh = decoder, mesh
+        self._decoder, self._mesh, self._kept = decoder, mesh, kept
         self._graph, self._state = nnx.split(decoder)
         self._grid = grid
         self._memory = default_memory(decoder) if memory is None else memory
@@ -222,7 +231,7 @@ class Scorer:
             return
         work = _Work(continuations, pairs)
         for pool, members in prefix_pools(
-            self._decoder, prefixes, pairs[:, 0], self._memory, skip, self._mesh
+            self._decoder, prefixes, pairs[:, 0], self._memory, skip, self._mesh, self._kept
         ):
             self._score_pool(work, pool, members, on_scores, skip)
             # Gone before the next one is made: the budget is for one.

@@ -335,6 +335,49 @@ def test_only_what_is_missing_is_scored(tmp_path):
         assert score_missing(store, lm, [], []).shape == (0, 3)
 
 
+def test_pairs_of_earlier_jobs_are_not_run_again(tmp_path, tiny_lm):
+    """Rounds of candidates: a round runs its own pairs, not those of the rounds before."""
+    prompts, responses = components(40)
+    planned = []
+    real = tiny_lm.score_pairs
+
+    class Watching:
+        context_window, fingerprint = 512, "tiny"
+
+        def score_pairs(self, prefixes, continuations, pairs, *, skip, **options):
+            planned.append((len(pairs), int(skip.sum())))
+            real(prefixes, continuations, pairs, skip=skip, **options)
+
+    with opened(tmp_path) as store:
+        half = score_missing(store, Watching(), prompts[::2], responses[::2])
+        whole = score_missing(store, Watching(), prompts, responses)
+        score_missing(store, Watching(), prompts, responses)
+        assert planned[:2] == [(20, 0), (20, 0)] and all(n == 0 for n, _ in planned[2:])
+        np.testing.assert_array_equal(whole[::2], half)
+        assert not (store.path.parent / ".jobs").exists()
+
+
+def test_what_an_unfinished_job_lost_is_scored_again(tmp_path):
+    prompts, responses = components()
+    with opened(tmp_path) as store:
+        score_missing(store, CountingLM(), prompts[:5], responses[:5])
+        with pytest.raises(KeyboardInterrupt):
+            score_missing(store, CountingLM(stop_after=3), prompts, responses)
+        journal = store.path
+    with opened(tmp_path) as store:
+        lm = CountingLM()
+        score_missing(store, lm, prompts, responses)
+        assert lm.planned == [6] and len(lm.scored) == 3
+    others = [Prompt(((9,), (9,)), (9, i)) for i in range(4)], [(5, 2)] * 4
+    with opened(tmp_path) as store, pytest.raises(KeyboardInterrupt):
+        score_missing(store, CountingLM(stop_after=1), *others)
+    journal.unlink()
+    with opened(tmp_path) as store:
+        lm = CountingLM()
+        score_missing(store, lm, *others)
+        assert len(lm.scored) == 4
+
+
 def test_equal_pairs_are_scored_once(tmp_path):
     prompts, responses = components(6)
     with opened(tmp_path) as store:

@@ -9,7 +9,8 @@ import pytest
 from mop_jax.errors import FaultError
 from mop_jax.lm import prefixes as prefix_module
 from mop_jax.lm.memory import kv_bytes_per_token
-from mop_jax.lm.prefixes import prefix_pools
+from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.prefixes import KeptPool, prefix_pools
 
 
 def test_little_memory_makes_several_pools_of_one_shape(tiny_lm, random_work):
@@ -96,3 +97,63 @@ def test_a_device_too_small_for_one_prefix_is_an_error(tiny_lm, monkeypatch):
         pytest.raises(FaultError, match="does not hold a single prefix of 1 tokens"),
     ):
         list(prefix_pools(tiny_lm.decoder, [((5,),), ((6,),)], np.arange(2), 1e9))
+
+
+def made_pools(monkeypatch):
+    """Gives the sizes of the pools that are made from now on."""
+    real, made = prefix_module.empty_cache, []
+
+    def noted(config, num_rows, *rest):
+        made.append(num_rows)
+        return real(config, num_rows, *rest)
+
+    monkeypatch.setattr(prefix_module, "empty_cache", noted)
+    return made
+
+
+def test_a_pool_is_kept_for_the_same_prefixes_in_any_order(tiny_lm, monkeypatch):
+    made, kept = made_pools(monkeypatch), KeptPool()
+    prefixes = [((5, 6), (7 + i,)) for i in range(9)]
+    ((first, _),) = prefix_pools(tiny_lm.decoder, prefixes, np.arange(9), 1e9, kept=kept)
+    order = np.asarray([4, 1, 8, 0, 2, 7, 3, 6, 5])
+    again = [prefixes[i] for i in order]
+    ((second, members),) = prefix_pools(tiny_lm.decoder, again, np.arange(9), 1e9, kept=kept)
+    assert len(made) == 1 and members == list(range(9))
+    assert second.cache is first.cache
+    assert [second.row_of[i] for i in range(9)] == [first.row_of[int(i)] for i in order]
+    # Fewer prefixes are other work: what they get must not depend on what was run before.
+    list(prefix_pools(tiny_lm.decoder, prefixes, np.arange(3), 1e9, kept=kept))
+    list(prefix_pools(tiny_lm.decoder, prefixes, np.arange(9), 1e9, kept=kept))
+    assert len(made) == 3
+
+
+def test_a_large_pool_is_not_kept(tiny_lm, monkeypatch):
+    made, kept = made_pools(monkeypatch), KeptPool()
+    prefixes = [((5, 6), (7 + i,)) for i in range(9)]
+    ((pool, _),) = prefix_pools(tiny_lm.decoder, prefixes, np.arange(9), 1e9)
+    memory = 2 * (pool.cache.keys.nbytes + pool.cache.values.nbytes)
+    for _ in range(2):
+        list(prefix_pools(tiny_lm.decoder, prefixes, np.arange(9), memory, kept=kept))
+    assert len(made) == 3
+
+
+def test_scores_on_kept_prefixes_are_the_same_bits(tiny_lm, random_work, monkeypatch):
+    prefixes, continuations, pairs = random_work(5)
+    made = made_pools(monkeypatch)
+
+    def scores():
+        found = {}
+        tiny_lm.score_pairs(
+            prefixes,
+            continuations,
+            pairs,
+            grid=TemperatureGrid(),
+            on_scores=lambda i, s: found.update(zip(i.tolist(), s.tolist(), strict=True)),
+        )
+        return found
+
+    tiny_lm._kept = KeptPool()
+    fresh = scores()
+    assert scores() == fresh and len(made) == 1
+    tiny_lm._kept = KeptPool()
+    assert scores() == fresh and len(made) == 2
