@@ -8,29 +8,37 @@ need the `funsor` package).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
+from mop_jax.distributions import PersonaMixture
 from mop_jax.errors import DataError
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
 
 
-def explicit_mixture_of_personas(data: MixtureData, **model_kwargs: Any) -> None:
+def explicit_mixture_of_personas(
+    data: MixtureData,
+    *,
+    model: Callable[..., PersonaMixture] = mixture_of_personas,
+    **model_kwargs: Any,
+) -> None:
     """z_i ~ Categorical(π(x_i)), e_i | z_i ~ Categorical(Ω_z(x_i)), y_i ~ LM (paper, section 3).
 
     Sites `chosen_persona` and `chosen_exemplar` are the discrete choices, marked for parallel
-    enumeration, and `response` is the language model's factor; all others are those of
-    `mixture_of_personas`. Enumeration builds [N, K, J] arrays, so this is for small pools. Weights
-    of records have no meaning for single choices and are not used.
+    enumeration, and `response` is the language model's factor; all others are those of the
+    model. Enumeration builds [N, K, J] arrays, so this is for small pools. Weights of records have
+    no meaning for single choices and are not used.
 
     Args:
         data: a population with a full table (`full_table_data`).
-        **model_kwargs: arguments of `mixture_of_personas`, `subsample_size` and `distribution`
-        aside.
+        model: the collapsed program, whose plate of records is called `record` and whose
+            observation `response`, as those of `mixture_of_personas` are.
+        **model_kwargs: arguments of the model, `subsample_size` and `distribution` aside.
 
     Raises:
         DataError: if the table is not full.
@@ -43,7 +51,7 @@ def explicit_mixture_of_personas(data: MixtureData, **model_kwargs: Any) -> None
         )
     # The collapsed program declares the continuous sites; its summed response stays out of sight.
     with numpyro.handlers.block(hide=["record", "response"]):
-        mixture = mixture_of_personas(data, **model_kwargs)
+        mixture = model(data, **model_kwargs)
     table = mixture.tempered_log_likelihood(data.log_likelihood).reshape(shape)
     # Categorical refuses −∞; this is as good as impossible in either precision.
     record_logits = jnp.maximum(mixture.exemplar_record_logits, -1e9)

@@ -55,6 +55,22 @@ class GateModel(Protocol):
         ...
 
 
+def module_gate(module: type[nnx.Module]) -> GateModel:
+    """The gate of an NNX module class: every `nnx.Param` gets a Normal(0, prior_scale²) prior.
+
+    The module is made as `module(data, width, exemplar_context=…, exemplars=…)` and called with the
+    records; its parameters become the sites `gate.*`.
+    """
+
+    def gate(data: MixtureData, *, width: int, prior_scale: float, **parts: bool) -> GateFunction:
+        make: Callable[..., nnx.Module] = module
+        made = make(data, width, **parts)
+        prior = dist.Normal(0.0, prior_scale)
+        return random_nnx_module("gate", made, prior, scope_divider=".")
+
+    return gate
+
+
 GATES: dict[str, GateModel] = {"linear": linear_gate, "bilinear": bilinear_gate}
 """Gates that `gate=` accepts by name."""
 
@@ -73,22 +89,6 @@ def find_gate(gate: str | GateModel | type[nnx.Module]) -> GateModel:
             )
         return GATES[gate]
     return module_gate(gate) if isinstance(gate, type) and issubclass(gate, nnx.Module) else gate
-
-
-def module_gate(module: type[nnx.Module]) -> GateModel:
-    """The gate of an NNX module class: every `nnx.Param` gets a Normal(0, prior_scale²) prior.
-
-    The module is made as `module(data, width, exemplar_context=…, exemplars=…)` and called with the
-    records; its parameters become the sites `gate.*`.
-    """
-
-    def gate(data: MixtureData, *, width: int, prior_scale: float, **parts: bool) -> GateFunction:
-        make: Callable[..., nnx.Module] = module
-        made = make(data, width, **parts)
-        prior = dist.Normal(0.0, prior_scale)
-        return random_nnx_module("gate", made, prior, scope_divider=".")
-
-    return gate
 
 
 def uniform_gate_logits(data: MixtureData) -> GateLogits:

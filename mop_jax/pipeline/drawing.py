@@ -108,17 +108,19 @@ def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:
     def row(name: str, key: str) -> tuple[str, float, float]:
         return PREDICTORS[name].title, held_out[key]["mean"], held_out[key]["se"]
 
-    differences = [row(name, f"{name}_minus_uniform") for name in PREDICTORS if name != BASELINE]
+    # Others were registered since the run was evaluated.
+    names = [name for name in PREDICTORS if name in held_out]
+    differences = [row(name, f"{name}_minus_uniform") for name in names if name != BASELINE]
     save_figure(
         folder / "held_out.png",
         plots.held_out_comparison(
-            [row(name, name) for name in PREDICTORS],
+            [row(name, name) for name in names],
             differences,
             check_sentence(check),
             headline=PREDICTORS[MAIN].title,
             hidden={
                 PREDICTORS[name].title: slack[f"{name}_minus_uniform"]["mean"]
-                for name in PREDICTORS
+                for name in names
                 if f"{name}_minus_uniform" in slack
             },
         ),

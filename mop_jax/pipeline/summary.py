@@ -125,6 +125,8 @@ def held_out_table(path: Path) -> Table:
     if slack:
         table.add_column("hidden by candidates", justify="right")
     for name, predictor in PREDICTORS.items():
+        if name not in held_out:  # registered since the run was evaluated
+            continue
         level = held_out[name]
         difference = held_out.get(f"{name}_minus_uniform")
         row = [

@@ -47,6 +47,7 @@ CASES = {
             "rms_norm_eps": 1e-3,
         },
         "lengths": [13, 11, 1, 7],
+        "seed": 4,
     },
     # Head of its own, biases everywhere, heads wider than hidden / heads.
     "biased_untied": {
@@ -63,6 +64,7 @@ CASES = {
             "rms_norm_eps": 1e-5,
         },
         "lengths": [11, 13, 5],
+        "seed": 5,
     },
     # Positions far beyond the window before stretching.
     "llama3_rope": {
@@ -77,6 +79,7 @@ CASES = {
             "rms_norm_eps": 1e-5,
         },
         "lengths": [53, 47],
+        "seed": 6,
     },
     "linear_rope": {
         "config": {
@@ -90,6 +93,7 @@ CASES = {
             "rms_norm_eps": 1e-5,
         },
         "lengths": [31, 29],
+        "seed": 7,
     },
     # Every layer slides; sequences are several windows long.
     "mistral": {
@@ -106,6 +110,7 @@ CASES = {
             "rms_norm_eps": 1e-5,
         },
         "lengths": [31, 23, 5],
+        "seed": 8,
     },
     # Biases on q, k and v only; the last layers slide.
     "qwen2": {
@@ -123,6 +128,7 @@ CASES = {
             "rms_norm_eps": 1e-5,
         },
         "lengths": [23, 29, 3],
+        "seed": 9,
     },
     # Queries and keys normalised; biases on q, k, v and o; the last two layers slide.
     "qwen3": {
@@ -142,6 +148,7 @@ CASES = {
             "rms_norm_eps": 1e-3,
         },
         "lengths": [23, 19, 2],
+        "seed": 10,
     },
     # Soft caps on scores and logits, every other layer slides, norms behind the blocks, biases.
     "gemma2": {
@@ -201,6 +208,7 @@ CASES = {
             "tie_word_embeddings": True,
         },
         "lengths": [23, 19, 1],
+        "seed": 13,
     },
 }
 
@@ -249,10 +257,10 @@ def greedy(model: PreTrainedModel, prompt: list[int]) -> list[int] | None:
 
 
 @torch.no_grad()
-def make(name: str, values: dict, lengths: list[int], seed: int, out: Path) -> Path:
+def make(name: str, config: dict, lengths: list[int], seed: int, out: Path) -> Path:
     continuation = None
     while continuation is None:
-        model = random_model(values, seed)
+        model = random_model(config, seed)
         rng = np.random.default_rng(seed)
         token_ids = rng.integers(3, 101, (len(lengths), max(lengths)))
         continuation = greedy(model, token_ids[0, : lengths[0]].tolist())
@@ -261,7 +269,7 @@ def make(name: str, values: dict, lengths: list[int], seed: int, out: Path) -> P
     for row, length in enumerate(lengths):
         # One row at a time, without padding: the reference for every padded batch.
         logits[row, :length] = model(torch.tensor(token_ids[row : row + 1, :length])).logits[0]
-    tied = values["tie_word_embeddings"]
+    tied = config["tie_word_embeddings"]
     weights = {
         f"weights/{key}": value.numpy().astype(np.float16)
         for key, value in model.state_dict().items()
@@ -289,9 +297,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("cases", nargs="*")
     arguments = parser.parse_args()
-    for number, (case, parts) in enumerate(CASES.items()):
+    for case, parts in CASES.items():
         if arguments.cases and case not in arguments.cases:
             continue
-        seed = parts.get("seed", number + 4)
-        path = make(case, parts["config"], parts["lengths"], seed, arguments.out)
+        path = make(case, out=arguments.out, **{"seed": 4, **parts})
         print(path.name, path.stat().st_size)

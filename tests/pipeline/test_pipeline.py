@@ -14,7 +14,7 @@ import pytest
 from scipy.special import logsumexp
 
 from mop_jax import pipeline
-from mop_jax.evaluation.predictors import fitted_predictors
+from mop_jax.evaluation.predictors import PREDICTORS, fitted_predictors
 from mop_jax.inference import gate_at, load_posterior, simulate
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import evaluation, read_config
@@ -27,8 +27,6 @@ from tests.run_fixtures import contents, read_json, read_lines, records, unfinis
 
 pytest_plugins = ("tests.run_fixtures",)
 
-PREDICTORS = ("zero_shot", "persona_only", "uniform_mixture", "uniform_gate_temperature",
-              "mop_no_temperature", "mop")  # fmt: skip
 FIGURES = ("elbo", "persona_weights", "exemplar_gate", "embedding_map", "held_out",
            "candidate_check")  # fmt: skip
 
