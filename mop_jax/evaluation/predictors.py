@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -90,13 +91,16 @@ class Prompted:
     title: str
     build: Callable[[PromptBuilder, Sequence[str], str], list[Prompt]]
 
-    def log_prob(self, held_out: HeldOut) -> np.ndarray:
-        """Log mean_p p(y_i | prompt p), nats, [N]."""
-        built = [
+    def prompts_of(self, held_out: HeldOut) -> list[list[Prompt]]:
+        """The prompts of each held-out record."""
+        return [
             self.build(held_out.prompts, held_out.personas, context)
             for context in held_out.test.contexts
         ]
-        return uniform_over_prompts(held_out.score(built))
+
+    def log_prob(self, held_out: HeldOut) -> np.ndarray:
+        """Log mean_p p(y_i | prompt p), nats, [N]."""
+        return uniform_over_prompts(held_out.score(self.prompts_of(held_out)))
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,13 @@ def register(predictor: Predictor, *, before: str = BASELINE) -> None:
 def fitted_predictors() -> list[Fitted]:
     """Those that are fitted, the ablations first and the main one last."""
     return [entry for entry in PREDICTORS.values() if isinstance(entry, Fitted)]
+
+
+def score_prompted(held_out: HeldOut) -> None:
+    """Scores the prompts of all `Prompted` predictors in one job, where each will find its own."""
+    prompted = [e.prompts_of(held_out) for e in PREDICTORS.values() if isinstance(e, Prompted)]
+    if prompted:
+        held_out.score([list(chain(*prompts)) for prompts in zip(*prompted, strict=True)])
 
 
 def is_estimated(predictor: Predictor) -> bool:

@@ -6,10 +6,12 @@ read, and what is stored need never be scored again, whatever else of the config
 
 The journal holds fixed-size entries, each with a checksum; a process killed while writing leaves at
 most one broken entry at the end, which is cut off when the journal is opened again. `compact` puts
-the entries into the order of their keys, so that a finished journal does not depend on its history.
+the entries into the order of their keys, so that a finished journal does not depend on its
+history.
 
-Beside the journal `.jobs/` says of unfinished jobs what they found when they began: scores depend in
-their last bits on what was run beside them, and a job that was killed goes on with the same batches.
+Beside the journal `.jobs/` says of unfinished jobs what they found when they began: scores depend
+in their last bits on what was run beside them, and a job that was killed goes on with the same
+batches.
 """
 
 from __future__ import annotations

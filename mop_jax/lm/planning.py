@@ -31,7 +31,7 @@ MAX_LENGTHS = 5
 # Work of fewer chunks than this is small.
 SMALL = 64
 # What compiling a shape costs, in tokens that are run in the same time, about.
-SHAPE_TOKENS = {"cpu": 1_000}
+SHAPE_TOKENS = {"cpu": 2_000}
 SHAPE_TOKENS_ACCELERATOR = 200_000
 # The smallest chunk of small work in tokens, and its fewest rows and shortest length.
 _TOKEN_STEP = 64

@@ -160,10 +160,10 @@ class PrefixPool:
             self._add_level(level, chunks, max(sizes[:-1], default=0))
         self.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
 
-    def for_prefixes(self, paths: dict[int, tuple]) -> PrefixPool:
+    def for_prefixes(self, prefixes: dict[int, Sequence[TokenIds]]) -> PrefixPool:
         """The same rows, by another caller's indices."""
         known = copy.copy(self)
-        known.row_of = {i: self._row_of_path[path] for i, path in paths.items()}
+        known.row_of = {i: self._row_of_path[path_of(p)] for i, p in prefixes.items()}
         return known
 
     def _add_level(self, paths: list[tuple], chunks: Iterator[Chunk], depth: int) -> None:
@@ -288,7 +288,7 @@ def prefix_pools(
         members = [n for n, i in enumerate(wanted) if int(i) in inside]
         if skip is not None and skip[members].all():
             continue
-        held = {i: paths[i] for i in group}
+        held: dict[int, Sequence[TokenIds]] = {i: paths[i] for i in group}
         key = (*held.values(), num_rows, *sizes, *shapes)
         found = None if kept is None else kept.find(key)
         if found is not None:

@@ -24,6 +24,7 @@ from mop_jax.evaluation.predictors import (
     HeldOut,
     fitted_predictors,
     is_estimated,
+    score_prompted,
 )
 from mop_jax.inference import (
     Posterior,
@@ -66,6 +67,7 @@ def evaluate_held_out(space: Workspace) -> None:
         score=partial(_score_prompts, space, side.records),
     )
     together = replace(held_out, data=concatenated(readings))
+    score_prompted(held_out)
     log_probs, compared, slack, compared_slack = {}, {}, {}, {}
     for name, entry in PREDICTORS.items():
         if not is_estimated(entry):

@@ -352,7 +352,8 @@ def test_pairs_of_earlier_jobs_are_not_run_again(tmp_path, tiny_lm):
         half = score_missing(store, Watching(), prompts[::2], responses[::2])
         whole = score_missing(store, Watching(), prompts, responses)
         score_missing(store, Watching(), prompts, responses)
-        assert planned[:2] == [(20, 0), (20, 0)] and all(n == 0 for n, _ in planned[2:])
+        assert planned[:2] == [(20, 0), (20, 0)]
+        assert all(n == 0 for n, _ in planned[2:])
         np.testing.assert_array_equal(whole[::2], half)
         assert not (store.path.parent / ".jobs").exists()
 
@@ -367,7 +368,8 @@ def test_what_an_unfinished_job_lost_is_scored_again(tmp_path):
     with opened(tmp_path) as store:
         lm = CountingLM()
         score_missing(store, lm, prompts, responses)
-        assert lm.planned == [6] and len(lm.scored) == 3
+        assert lm.planned == [6]
+        assert len(lm.scored) == 3
     others = [Prompt(((9,), (9,)), (9, i)) for i in range(4)], [(5, 2)] * 4
     with opened(tmp_path) as store, pytest.raises(KeyboardInterrupt):
         score_missing(store, CountingLM(stop_after=1), *others)

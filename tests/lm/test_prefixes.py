@@ -8,8 +8,8 @@ import pytest
 
 from mop_jax.errors import FaultError
 from mop_jax.lm import prefixes as prefix_module
-from mop_jax.lm.memory import kv_bytes_per_token
 from mop_jax.lm.base import TemperatureGrid
+from mop_jax.lm.memory import kv_bytes_per_token
 from mop_jax.lm.prefixes import KeptPool, prefix_pools
 
 
@@ -118,7 +118,8 @@ def test_a_pool_is_kept_for_the_same_prefixes_in_any_order(tiny_lm, monkeypatch)
     order = np.asarray([4, 1, 8, 0, 2, 7, 3, 6, 5])
     again = [prefixes[i] for i in order]
     ((second, members),) = prefix_pools(tiny_lm.decoder, again, np.arange(9), 1e9, kept=kept)
-    assert len(made) == 1 and members == list(range(9))
+    assert len(made) == 1
+    assert members == list(range(9))
     assert second.cache is first.cache
     assert [second.row_of[i] for i in range(9)] == [first.row_of[int(i)] for i in order]
     # Fewer prefixes are other work: what they get must not depend on what was run before.
@@ -154,6 +155,8 @@ def test_scores_on_kept_prefixes_are_the_same_bits(tiny_lm, random_work, monkeyp
 
     tiny_lm._kept = KeptPool()
     fresh = scores()
-    assert scores() == fresh and len(made) == 1
+    assert scores() == fresh
+    assert len(made) == 1
     tiny_lm._kept = KeptPool()
-    assert scores() == fresh and len(made) == 2
+    assert scores() == fresh
+    assert len(made) == 2
