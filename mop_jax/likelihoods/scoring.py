@@ -165,19 +165,20 @@ def score_missing(
             store.append([keys[i] for i in indices], scores)
             advance(len(indices), float(num_tokens[indices].sum()))
 
-        try:
-            language_model.score_pairs(
-                prefixes,
-                tails,
-                pairs,
-                grid=store.grid,
-                on_scores=_new_only(file, done),
-                memory=memory,
-                skip=done,
-            )
-        except NotFiniteError as error:
-            i = unique[error.pair]
-            raise NotFiniteError(i, f"record {names[i]}" if names else f"pair {i}") from error
+        if not done.all():
+            try:
+                language_model.score_pairs(
+                    prefixes,
+                    tails,
+                    pairs,
+                    grid=store.grid,
+                    on_scores=_new_only(file, done),
+                    memory=memory,
+                    skip=done,
+                )
+            except NotFiniteError as error:
+                i = unique[error.pair]
+                raise NotFiniteError(i, f"record {names[i]}" if names else f"pair {i}") from error
     store.end(job)
     return store.get(every)
 

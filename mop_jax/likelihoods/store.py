@@ -121,18 +121,25 @@ class LikelihoodStore:
         if not missing.any():
             return missing
         record = self._job(keys)
-        if record.exists():
+        try:
             bits = np.frombuffer(record.read_bytes(), np.uint8)
-            if len(bits) == -(-len(keys) // 8):
-                # What got lost since then must be scored, too.
-                return missing | np.unpackbits(bits, count=len(keys)).astype(bool)
-        atomic.write_bytes(record, np.packbits(missing).tobytes())
+        except FileNotFoundError:
+            bits = np.zeros(0, np.uint8)
+        if len(bits) == -(-len(keys) // 8):
+            # What got lost since then must be scored, too.
+            return missing | np.unpackbits(bits, count=len(keys)).astype(bool)
+        # Another process may write or end the same job this very moment: it needs no second record.
+        with suppress(FileNotFoundError, FileExistsError):
+            atomic.write_bytes(record, np.packbits(missing).tobytes())
         return missing
 
     def end(self, keys: Sequence[bytes]) -> None:
         """Ends a job: its pairs are stored, and count as found from now on."""
         record = self._job(keys)
-        record.unlink(missing_ok=True)
+        with atomic.disk_errors(record):
+            # Not before the scores are safe: a power cut must not leave neither.
+            self._sync()
+            record.unlink(missing_ok=True)
         # Not empty while another job is unfinished, and not there if nothing was missing.
         with suppress(OSError):
             record.parent.rmdir()
@@ -191,9 +198,12 @@ class LikelihoodStore:
         """Flushes to the disk and closes the journal."""
         if not self._handle.closed:
             with atomic.disk_errors(self.path):
-                self._handle.flush()
-                os.fsync(self._handle.fileno())
+                self._sync()
             self._handle.close()
+
+    def _sync(self) -> None:
+        self._handle.flush()
+        os.fsync(self._handle.fileno())
 
     def _load(self) -> None:
         if not self.path.exists():

@@ -212,19 +212,23 @@ class KeptPool:
 
     def __init__(self) -> None:
         """Nothing is kept yet."""
-        self._key: tuple | None = None
-        self._pool: PrefixPool | None = None
+        self._pool: tuple[PrefixPool, tuple, list[Array]] | None = None
 
-    def find(self, key: tuple) -> PrefixPool | None:
-        """The pool of that key; one of any other key is dropped, to make room."""
-        if key != self._key:
-            self._key = self._pool = None
-        return self._pool
+    def find(self, key: tuple, weights: list[Array]) -> PrefixPool | None:
+        """The pool of that key and these very arrays; any other is dropped, to make room."""
+        if self._pool is not None:
+            pool, known, of = self._pool
+            if key == known and all(a is b for a, b in zip(of, weights, strict=True)):
+                return pool
+        self._pool = None
+        return None
 
-    def keep(self, key: tuple, pool: PrefixPool, num_bytes: float, memory: float) -> None:
+    def keep(
+        self, pool: PrefixPool, key: tuple, weights: list[Array], num_bytes: float, memory: float
+    ) -> None:
         """Keeps a pool that takes little of the memory."""
         if num_bytes <= self._SHARE * memory:
-            self._key, self._pool = key, pool
+            self._pool = pool, key, weights
 
 
 def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
@@ -282,6 +286,7 @@ def prefix_pools(
     sizes, row_bytes = _row_size(decoder, paths, mesh)
     groups, num_rows = _groups(paths, row_bytes, memory)
     shapes = segment_shapes(paths.values(), num_rows)
+    weights = jax.tree.leaves(nnx.state(decoder))
     while groups:
         group = groups.pop(0)
         inside = set(group)
@@ -290,7 +295,7 @@ def prefix_pools(
             continue
         held: dict[int, Sequence[TokenIds]] = {i: paths[i] for i in group}
         key = (*held.values(), num_rows, *sizes, *shapes)
-        found = None if kept is None else kept.find(key)
+        found = None if kept is None else kept.find(key, weights)
         if found is not None:
             yield found.for_prefixes(held), members
             continue
@@ -317,7 +322,7 @@ def prefix_pools(
             )
             continue
         if kept is not None:
-            kept.keep(key, pool, num_rows * row_bytes, memory)
+            kept.keep(pool, key, weights, num_rows * row_bytes, memory)
         yield pool, members
         del pool
 

@@ -160,3 +160,14 @@ def test_scores_on_kept_prefixes_are_the_same_bits(tiny_lm, random_work, monkeyp
     tiny_lm._kept = KeptPool()
     assert scores() == fresh
     assert len(made) == 2
+
+
+def test_a_kept_pool_belongs_to_its_weights(make_tiny_lm, monkeypatch):
+    lm = make_tiny_lm()
+    made, kept = made_pools(monkeypatch), KeptPool()
+    prefixes = [((5, 6), (7 + i,)) for i in range(9)]
+    list(prefix_pools(lm.decoder, prefixes, np.arange(9), 1e9, kept=kept))
+    table = lm.decoder.embed_tokens.embedding
+    table[...] = 1.5 * table[...]
+    list(prefix_pools(lm.decoder, prefixes, np.arange(9), 1e9, kept=kept))
+    assert len(made) == 2
