@@ -163,7 +163,8 @@ def suggest_config(
     personas = max(2, min(8, left // 12))
     exemplars = max(2, min(32, left // 3))
     candidates = min(32, personas * exemplars)
-    others = [c for c in sketch.names if c not in (*sketch.context, sketch.response)]
+    used = (*sketch.context, sketch.response, sketch.id, sketch.group, sketch.weight)
+    others = [c for c in sketch.names if c not in used]
     quoted = [json.dumps(c, ensure_ascii=False) for c in sketch.context]
     lines = [
         f"# {records} records with context and response, {distinct} of them distinct.",
