@@ -8,18 +8,21 @@ the store lacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from mop_jax import progress
-from mop_jax.components.candidates import CandidateSet
 from mop_jax.errors import DataError, NotFiniteError
 from mop_jax.likelihoods.store import LikelihoodStore, pair_key
 from mop_jax.lm.base import Continuation, ScoringModel
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder
+
+if TYPE_CHECKING:
+    # Components are scored here: importing them would be a cycle where all is imported at once.
+    from mop_jax.components.candidates import CandidateSet
 
 
 class ScoredCandidates(NamedTuple):
