@@ -42,6 +42,13 @@ def registry() -> Iterator[dict[str, Predictor]]:
     PREDICTORS.update(before)
 
 
+# Whatever else there is, every run reports these, in this order.
+SHIPPED = (
+    "zero_shot", "persona_only", "uniform_mixture", "uniform_gate_temperature",
+    "mop_no_temperature", "mop",
+)  # fmt: skip
+
+
 class Letters:
     """Every character of a response costs what characters cost in training: a crude baseline."""
 
@@ -68,6 +75,7 @@ def test_the_table_is_in_order():
     assert list(PREDICTORS)[-1] == MAIN
     assert [entry.name for entry in fitted_predictors()][-1] == MAIN
     assert all(name == entry.name for name, entry in PREDICTORS.items())
+    assert [name for name in PREDICTORS if name in SHIPPED] == list(SHIPPED)
     estimated = {name for name, entry in PREDICTORS.items() if is_estimated(entry)}
     assert estimated >= {BASELINE, *(entry.name for entry in fitted_predictors())}
     assert not estimated & {"zero_shot", "persona_only"}
