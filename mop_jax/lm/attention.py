@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from mop_jax.lm.cache import Cached, OwnCache
 from mop_jax.lm.config import DecoderConfig
-from mop_jax.lm.layers import Weights, joined, linear, norm, product
+from mop_jax.lm.layers import Turned, Weights, joined, linear, norm, product
 from mop_jax.lm.planning import by_backend
 
 # Finite, so that a fully masked row (a padded row with an empty cache) stays free of NaN.
@@ -30,42 +31,6 @@ MASKED = -1e30
 # the system clears their pages anew for each.
 SCORES = {"cpu": 2**22}
 SCORES_ACCELERATOR = 2**30
-
-
-class KVCache(NamedTuple):
-    """Rotated keys and values of tokens already run; row b holds positions 0 … lengths[b] − 1.
-
-    Both lie as the products of attention take them: what is cached is read as it is, not turned
-    anew in every layer (a CPU spent 5 % of its time on that where prefixes are long).
-
-    Attributes:
-        keys: [L, B, K, E, S].
-        values: [L, B, K, S, E].
-        lengths: int32 [B], how many of the S slots are filled.
-    """
-
-    keys: Array
-    values: Array
-    lengths: Array
-
-    @property
-    def size(self) -> int:
-        """S, slots of a row."""
-        return self.values.shape[-2]
-
-    def resized(self, size: int) -> KVCache:
-        """The first `size` slots of each row, with empty ones behind where there are fewer."""
-        more = max(0, size - self.size)
-        keys = jnp.pad(self.keys, ((0, 0),) * 4 + ((0, more),))
-        values = jnp.pad(self.values, ((0, 0),) * 3 + ((0, more), (0, 0)))
-        return KVCache(keys[..., :size], values[..., :size, :], self.lengths)
-
-
-def empty_cache(config: DecoderConfig, num_rows: int, size: int, dtype: jnp.dtype) -> KVCache:
-    """A cache of `num_rows` rows and `size` slots with nothing in it."""
-    shape, width = (config.num_layers, num_rows, config.num_kv_heads), config.head_dim
-    keys, values = jnp.zeros((*shape, width, size), dtype), jnp.zeros((*shape, size, width), dtype)
-    return KVCache(keys, values, jnp.zeros(num_rows, jnp.int32))
 
 
 class Packing(NamedTuple):
@@ -116,27 +81,6 @@ class Context(NamedTuple):
     packing: Packing | None
 
 
-class Cached(NamedTuple):
-    """What one layer's attention finds in a cache; read in portions, no sooner than it is used.
-
-    Attributes:
-        keys: [L, R, K, E, S], of all layers and rows of the cache.
-        values: [L, R, K, S, E].
-        layer: int32, whose.
-        rows: int32 [B], rows of the cache that the batch's rows follow, or None for the same rows.
-    """
-
-    keys: Array
-    values: Array
-    layer: Array
-    rows: Array | None
-
-    def read(self, rows: Array | None) -> tuple[Array, Array]:
-        """Keys [..., K, E, S] and values [..., K, S, E] of some rows [...]; of all, for None."""
-        at = (self.layer,) if rows is None else (self.layer, rows)
-        return self.keys[at], self.values[at]
-
-
 class Attention(nnx.Module):
     """Grouped-query attention of new tokens over cached tokens and themselves."""
 
@@ -151,7 +95,7 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.q_norm = norm(config, dtype, config.head_dim)
             self.k_norm = norm(config, dtype, config.head_dim)
-        self.qk_norm = config.qk_norm
+        self.qk_norm, self.width, self.kv_width = config.qk_norm, width, kv_width
         self.head_dim, self.group = config.head_dim, config.num_heads // config.num_kv_heads
         self.scale = config.attention_scale or 1.0 / math.sqrt(config.head_dim)
         self.softcap = config.attention_softcap
@@ -163,25 +107,25 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x_nd: Array,
-        cached: Cached,
+        cached: Cached | OwnCache,
         mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
-        inputs: Weights | None = None,
+        inputs: Weights | Turned | None = None,
     ) -> tuple[Array, tuple[Array, Array]]:
         """Attends.
 
         Args:
             x_nd: [N, D] normalised residual stream.
             cached: the tokens before.
-            mask: bool [B, T, S + T]; see `Context`.
+            mask: bool [B, T, S + T]; see `Context`. Of an `OwnCache` [B, 1, S].
             rotation: cosine and sine [N, 1, E / 2] of the new tokens' positions, or None.
             packing: where rows stand in x, or None for one row behind the other, padding and all.
             inputs: the joined input projections, where they were made beforehand.
 
         Returns:
             The update of the residual stream [N, D], and the new tokens' keys [B, K, E, T] and
-            values [B, K, T, E].
+            values [B, K, T, E]; or an `OwnCache`'s, with these put into it.
         """
         batch, length = mask.shape[:2]
         if inputs is None:
@@ -191,7 +135,7 @@ class Attention(nnx.Module):
                 self.v_proj(x_nd),
             )
         else:
-            cuts = (self.q_proj.out_features, self.q_proj.out_features + self.k_proj.out_features)
+            cuts = (self.width, self.width + self.kv_width)
             parts = tuple(jnp.split(product(x_nd, inputs), cuts, axis=-1))
         q, k, v = (part.reshape(len(x_nd), -1, self.head_dim) for part in parts)
         if self.qk_norm:
@@ -202,7 +146,10 @@ class Attention(nnx.Module):
             q, k, v = (part[packing.tokens] for part in (q, k, v))
         q, k, v = (part.reshape(batch, length, -1, self.head_dim) for part in (q, k, v))
         k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-        if length == 1:
+        if isinstance(cached, OwnCache):
+            k, v = cached.written(k.astype(cached.keys.dtype), v.astype(cached.values.dtype))
+            mixed = attend_all(q, k, v, attention_bias(mask, self.group), self.scale, self.softcap)
+        elif length == 1:
             before = cached.read(cached.rows)
             bias = attention_bias(mask, self.group)
             mixed = attend_one(q, before, (k, v), bias, self.scale, self.softcap)
@@ -296,6 +243,29 @@ def attend_one(
     mixed = mixed.astype(jnp.float32) + itself * new[1].astype(jnp.float32)
     total = before.sum(axis=-1, keepdims=True) + itself
     return (mixed / total).reshape(batch, 1, num_heads, width)
+
+
+def attend_all(
+    q: Array, keys: Array, values: Array, bias: Array, scale: float, cap: float | None
+) -> Array:
+    """`attend` for one new token a row that stands in the cache already.
+
+    Args:
+        q: [B, 1, H, E].
+        keys: [B, K, E, S].
+        values: [B, K, S, E].
+        bias: [B, G, S]; see `attention_bias`.
+        scale: factor of the scores.
+        cap: of the scores; see `softcap`.
+    """
+    batch, _, num_heads, width = q.shape
+    q = (q.astype(jnp.float32) * scale).astype(q.dtype).reshape(batch, keys.shape[1], -1, width)
+    scores = jnp.einsum("bkge,bkes->bkgs", q, keys, preferred_element_type=jnp.float32)
+    scores = softcap(scores, cap) + bias[:, None]
+    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed = jnp.einsum("bkgs,bkse->bkge", weights.astype(values.dtype), values)
+    mixed = mixed.astype(jnp.float32) / weights.sum(axis=-1, keepdims=True)
+    return mixed.reshape(batch, 1, num_heads, width)
 
 
 def softcap(x: Array, cap: float | None) -> Array:

@@ -15,7 +15,9 @@ K key/value heads, E head width, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,8 @@ from jax import Array
 
 from mop_jax.lm.attention import (
     Attention,
-    Cached,
     Context,
-    KVCache,
     Packing,
-    empty_cache,
     extension_mask,
     pack,
     rotary,
@@ -36,10 +35,15 @@ from mop_jax.lm.attention import (
     softcap,
     within_window,
 )
+from mop_jax.lm.cache import Cached, KVCache, OwnCache, UnstackedCache, empty_cache
 from mop_jax.lm.config import DecoderConfig
-from mop_jax.lm.layers import MLP, Embed, Weights, norm
+from mop_jax.lm.layers import MLP, Embed, Turned, Weights, norm
 
 __all__ = ["Decoder", "DecoderLayer", "KVCache", "empty_cache", "rotary_frequencies", "softcap"]
+
+
+Inputs = Weights | Turned | None
+"""Joined input projections of a block, where they were made beforehand."""
 
 
 class DecoderLayer(nnx.Module):
@@ -67,11 +71,11 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x_nd: Array,
-        cached: Cached,
+        cached: Cached | OwnCache,
         mask: Array,
         rotation: tuple[Array, Array] | None,
         packing: Packing | None,
-        inputs: tuple[Weights | None, Weights | None] = (None, None),
+        inputs: tuple[Inputs, Inputs] = (None, None),
     ) -> tuple[Array, tuple[Array, Array]]:
         """See `Attention.__call__` for the arguments."""
         update, new = self.self_attn(
@@ -83,6 +87,13 @@ class DecoderLayer(nnx.Module):
         x_nd = x_nd + self.post_attention_layernorm(update)
         update = self.mlp(self.pre_feedforward_layernorm(x_nd), inputs[1])
         return x_nd + self.post_feedforward_layernorm(update), new
+
+
+class UnstackedLayer(NamedTuple):
+    """A layer by itself, with the joined input projections of its two blocks."""
+
+    module: DecoderLayer
+    inputs: tuple[Inputs, Inputs]
 
 
 class Decoder(nnx.Module):
@@ -151,6 +162,45 @@ class Decoder(nnx.Module):
         hidden = self._unpack(self.norm(x_nd), tokens_bt.shape, context)
         return hidden, KVCache(keys, values, lengths_b)
 
+    def step(
+        self,
+        cache: UnstackedCache,
+        tokens_b: Array,
+        live_b: Array,
+        layers: Sequence[UnstackedLayer],
+    ) -> tuple[Array, UnstackedCache]:
+        """`extend` by one token a row, through layers that were laid out one by one.
+
+        Args:
+            cache: what came before; there is room for a token in live rows.
+            tokens_b: int32 [B].
+            live_b: bool [B]; nothing is put into the other rows, and what comes of them means
+                nothing.
+            layers: see `mop_jax.lm.unstacked`.
+
+        Returns:
+            Normalised hidden states [B, D], and the cache with the tokens' keys and values.
+        """
+        config, size = self.config, cache.size
+        context = self._context(cache, 1, live_b.astype(jnp.int32), None, None)
+        grown = cache.lengths + live_b
+        mask = (jnp.arange(size) < grown[:, None])[:, None]
+        window = config.sliding_window or size
+        near = within_window(cache.lengths[:, None], size, window)[..., :size]
+        places = jnp.where(live_b, cache.lengths, size)
+        x_nd = self._embed(tokens_b[:, None], context)
+        keys, values = [], []
+        slides = config.sliding_layers or (False,) * len(layers)
+        for index, (layer, slide) in enumerate(zip(layers, slides, strict=True)):
+            own = OwnCache(cache.keys[index], cache.values[index], places)
+            seen, rotation = mask, context.rotation
+            if slide:
+                seen, rotation = mask & near, context.local_rotation
+            x_nd, (k, v) = layer.module(x_nd, own, seen, rotation, None, layer.inputs)
+            keys.append(k)
+            values.append(v)
+        return self.norm(x_nd), UnstackedCache(tuple(keys), tuple(values), grown)
+
     def extend_chunks(
         self,
         cache: KVCache,
@@ -206,11 +256,19 @@ class Decoder(nnx.Module):
         logits = jnp.matmul(hidden, self.output_embedding.T, preferred_element_type=jnp.float32)
         return softcap(logits, self.config.logit_softcap)
 
+    def next_logits(self, hidden_bd: Array) -> Array:
+        """`logits` of one state a row, float32 [B, V], of states [B, D]."""
+        # The vocabulary is the longer side of the product; see `Turned`.
+        columns = jnp.matmul(self.output_embedding, hidden_bd.T, preferred_element_type=jnp.float32)
+        return softcap(jax.lax.optimization_barrier(columns).T, self.config.logit_softcap)
+
     def _start(self, cache, tokens_bt, lengths_b, rows_b, packed):
         context = self._context(cache, tokens_bt.shape[1], lengths_b, rows_b, packed)
         return context, self._embed(tokens_bt, context)
 
-    def _context(self, cache, length, lengths_b, rows_b, packed) -> Context:
+    def _context(
+        self, cache: KVCache | UnstackedCache, length, lengths_b, rows_b, packed
+    ) -> Context:
         config = self.config
         offsets = cache.lengths if rows_b is None else cache.lengths[rows_b]
         positions_bt = offsets[:, None] + jnp.arange(length)

@@ -87,8 +87,28 @@ def joined(*projections: nnx.Linear) -> Weights:
     return kernel, jnp.concatenate(biases, axis=-1) if biases else None
 
 
-def product(x: Array, weights: Weights) -> Array:
+class Turned(nnx.Module):
+    """A projection for few rows: its kernel lies as [out, in], the longer side of a product.
+
+    Measured on two CPU cores for 32 rows: 113 GFLOP/s, where [N, in] by [in, out] reaches 79.
+    """
+
+    def __init__(self, kernel: Array, bias: Array | None):
+        """Takes a kernel [in, out] and its bias [out]."""
+        self.kernel = nnx.Param(kernel.T)
+        self.bias = None if bias is None else nnx.Param(bias)
+
+    def __call__(self, x: Array) -> Array:
+        """The projection of `x` [N, in]."""
+        # Without the barrier XLA turns the product round again.
+        turned = jax.lax.optimization_barrier(self.kernel[...] @ x.T).T
+        return turned if self.bias is None else turned + self.bias[...]
+
+
+def product(x: Array, weights: Weights | Turned) -> Array:
     """A projection of [N, in] to [N, out]."""
+    if isinstance(weights, Turned):
+        return weights(x)
     kernel, bias = weights
     return x @ kernel if bias is None else x @ kernel + bias
 
@@ -115,14 +135,15 @@ class MLP(nnx.Module):
         """The projections before the activation as one."""
         return joined(self.gate_proj, self.up_proj) if self.gated else joined(self.up_proj)
 
-    def __call__(self, x: Array, inputs: Weights | None = None) -> Array:
+    def __call__(self, x: Array, inputs: Weights | Turned | None = None) -> Array:
         """down(act(gate(x)) · up(x)), or down(act(up(x))), of x [N, D].
 
         `inputs` are the joined projections, where they were made beforehand.
         """
         activate = _ACTIVATIONS[self.activation]
         if not self.gated:
-            return self.down_proj(activate(self.up_proj(x)))
+            up = self.up_proj(x) if inputs is None else product(x, inputs)
+            return self.down_proj(activate(up))
         if inputs is None:
             return self.down_proj(activate(self.gate_proj(x)) * self.up_proj(x))
         gate, up = jnp.split(product(x, inputs), 2, axis=-1)

@@ -39,8 +39,7 @@ def _own_memory(decoder: Decoder) -> float:
     leaves = jax.tree.leaves(nnx.state(decoder))
     if limit is None:
         # CPU devices of one process, each with a pool of its own, share the memory.
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return _SHARE_OF_HOST * host / len(leaves[0].sharding.addressable_devices)
+        return _SHARE_OF_HOST * host_memory() / len(leaves[0].sharding.addressable_devices)
     held = sum(
         shard.data.nbytes
         for leaf in leaves
@@ -48,6 +47,11 @@ def _own_memory(decoder: Decoder) -> float:
         if shard.device == device
     )
     return max(_SHARE_OF_DEVICE * (limit - held), _LEAST)
+
+
+def host_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def kv_bytes_per_token(config: DecoderConfig, dtype: jnp.dtype, model: int = 1) -> int:

@@ -29,7 +29,7 @@ CHUNKS_PER_CALL = {"cpu": 4}
 CHUNKS_PER_CALL_ACCELERATOR = 1
 MAX_LENGTHS = 5
 # Work of fewer chunks than this is small.
-SMALL = 64
+SMALL = 24
 # What compiling a shape costs, in tokens that are run in the same time, about.
 SHAPE_TOKENS = {"cpu": 2_000}
 SHAPE_TOKENS_ACCELERATOR = 200_000

@@ -18,8 +18,8 @@ from jax import numpy as jnp
 from jax.sharding import Mesh
 
 from mop_jax.errors import DeviceFullError
-from mop_jax.lm.attention import KVCache, empty_cache
 from mop_jax.lm.base import TokenIds
+from mop_jax.lm.cache import KVCache, empty_cache
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.memory import is_out_of_memory, kv_bytes_per_token
 from mop_jax.lm.mesh import (

@@ -41,10 +41,14 @@ from mop_jax.lm.slots import (
     slots_sharding,
     windows,
 )
+from mop_jax.lm.unstacked import unstacked_layers
 
 # On each device along `data`.
 SLOTS = {"cpu": 32}
 SLOTS_ACCELERATOR = 128
+# Twice as many where each has this many responses to draw: what it saves (on two CPU cores,
+# an eighth of a slot's time) is then more than what stands idle while the last ones end.
+MANY = 32
 # Slots are refilled when this share of them is free: a smaller one leaves fewer idle, a larger one
 # runs more requests at a time.
 REFILL_SHARE = 1 / 8
@@ -180,6 +184,7 @@ class _Work:
         """Decides on the slots; the arguments are those of `sample_pairs`, by sample."""
         self._decoder, self._max_new_tokens = decoder, max_new_tokens
         self._graph, self._state = nnx.split(decoder)
+        self._structure, self._layers = unstacked_layers(decoder, mesh)
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
         # As plain numbers: typed keys cannot be put on devices of other hosts.
@@ -198,6 +203,8 @@ class _Work:
         needed = -(-len(sample_ids) // 4) * 4
         fitting = int(_SHARE_OF_BUDGET * memory / slot_bytes)
         most = by_backend(SLOTS, SLOTS_ACCELERATOR)
+        if len(sample_ids) >= MANY * most * lanes:
+            most *= 2
         each = min(most, -(-needed // lanes), max(MIN_REFILL, fitting))
         # What slots leave is for prefixes, and stays so when there are fewer slots later on.
         self._memory = max(memory - each * slot_bytes, (1 - _SHARE_OF_BUDGET) * memory)
@@ -244,18 +251,23 @@ class _Work:
         """
         self._slots = made_on(
             self._shardings, idle_slots, self._decoder.config, self._decoder.dtype,
-            self.num_slots, self._windows[0], self._max_new_tokens,
+            self.num_slots, self._windows[0], self._max_new_tokens, self._structure is not None,
         )  # fmt: skip
-        longest = -(-max(len(requests[r]) for r in pairs[:, 1]) // 8) * 8
+        lengths = np.asarray([len(requests[r]) for r in pairs[:, 1]])
+        longest = -(-int(lengths.max()) // 8) * 8
+        # The longest that may meet in a refill: no batch has more real tokens.
+        most = int(np.sort(lengths)[-self.num_refill :].sum())
+        packed = -(-max(most, self.num_refill) // 16) * 16 if self._mesh is None else None
         done = self._done if skip is None else self._done | skip
         pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, done, self._mesh)
         for pool, members in pools:
             for batch in self.batches([i for i in members if not done[i]]):
                 yield from self.run_until_free(len(batch))
-                tokens, lengths = pad(
+                tokens, counts = pad(
                     [requests[pairs[i, 1]] for i in batch], longest, self.num_refill
                 )
-                self.refill(pool, tokens, lengths, batch, [int(pairs[i, 0]) for i in batch])
+                prefixes_of = [int(pairs[i, 0]) for i in batch]
+                self.refill(pool, tokens, counts, batch, prefixes_of, packed)
             # Gone before the next one is made: the budget is for one.
             del pool
         yield from self.run_until_free(self.num_slots)
@@ -276,12 +288,13 @@ class _Work:
         lengths: np.ndarray,
         batch: list[int],
         prefixes: list[int],
+        packed: int | None,
     ) -> None:
         """Gives free slots the samples `batch`, whose requests are `tokens`."""
         rows = np.zeros(self.num_refill, np.int32)
         rows[: len(batch)] = [pool.row_of[i] for i in prefixes]
         inputs = shard_rows(self._mesh, (tokens, np.maximum(lengths, 1), rows))
-        prompts = run_prompts(self._graph, self._state, pool.cache, *inputs)
+        prompts = run_prompts(self._graph, self._state, pool.cache, *inputs, packed=packed)
         free = np.flatnonzero(self._owner < 0)[: len(batch)]
         places = np.full(self.num_refill, OUT_OF_RANGE, np.int32)
         places[: len(batch)] = free
@@ -307,6 +320,8 @@ class _Work:
                 self._truncation,
                 min(missing, self.num_refill),
                 self._shardings,
+                self._structure,
+                self._layers,
             )
             self.slot_steps += int(to_host(steps)) * self.num_slots
             yield from self._collect()

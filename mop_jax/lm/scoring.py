@@ -23,8 +23,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mop_jax.errors import FaultError, NotFiniteError
-from mop_jax.lm.attention import KVCache
 from mop_jax.lm.base import Continuation, OnScores, TemperatureGrid, TokenIds
+from mop_jax.lm.cache import KVCache
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.memory import default_memory, is_out_of_memory
 from mop_jax.lm.mesh import in_lanes, is_split, num_lanes, num_parts, replicate, shard_rows, to_host

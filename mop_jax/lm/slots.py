@@ -17,11 +17,12 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mop_jax.lm.base import Ends
+from mop_jax.lm.cache import KVCache, UnstackedCache, empty_cache, empty_unstacked_cache
 from mop_jax.lm.config import DecoderConfig
-from mop_jax.lm.decoder import KVCache, empty_cache
 from mop_jax.lm.drawing import TruncationArrays, draw_tokens
 from mop_jax.lm.mesh import cache_sharding, constrain, row_sharding
 from mop_jax.lm.prefixes import OUT_OF_RANGE, append
+from mop_jax.lm.unstacked import merged
 
 # Caches of up to this many tokens a slot are not cut to what is in use: little would be saved.
 SHORT_WINDOW = 256
@@ -43,7 +44,7 @@ class Slots(NamedTuple):
         faulty: bool [B], whether its logits were not finite.
     """
 
-    cache: KVCache
+    cache: KVCache | UnstackedCache
     hidden: Array
     tokens: Array
     log_probs: Array
@@ -61,12 +62,18 @@ class Prompts(NamedTuple):
 
 
 def idle_slots(
-    config: DecoderConfig, dtype: jnp.dtype, num_slots: int, size: int, max_new_tokens: int
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    num_slots: int,
+    size: int,
+    max_new_tokens: int,
+    by_layer: bool = False,
 ) -> Slots:
     """Slots without work; `size` is the number of tokens that each can hold."""
     shape = (num_slots, max_new_tokens)
+    empty = empty_unstacked_cache if by_layer else empty_cache
     return Slots(
-        empty_cache(config, num_slots, size, dtype),
+        empty(config, num_slots, size, dtype),
         jnp.zeros((num_slots, config.hidden_size), dtype),
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
@@ -83,10 +90,13 @@ def slots_sharding(mesh: Mesh | None, config: DecoderConfig) -> Slots | None:
     return Slots(cache, *[rows] * (len(Slots._fields) - 1))
 
 
-@partial(jax.jit, static_argnames="graph")
-def run_prompts(graph, state, pool: KVCache, tokens, lengths, rows) -> Prompts:
-    """Runs requests [R, T] after the pool's rows; both are in the result."""
-    hidden, new = nnx.merge(graph, state).extend(pool, tokens, lengths, rows)
+@partial(jax.jit, static_argnames=("graph", "packed"))
+def run_prompts(graph, state, pool: KVCache, tokens, lengths, rows, packed=None) -> Prompts:
+    """Runs requests [R, T] after the pool's rows; both are in the result.
+
+    Of all tokens together at most `packed` are real, where that is given.
+    """
+    hidden, new = nnx.merge(graph, state).extend(pool, tokens, lengths, rows, packed=packed)
     prefix = KVCache(pool.keys[:, rows], pool.values[:, rows], pool.lengths[rows])
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
     return Prompts(append(prefix.resized(pool.size + tokens.shape[1]), new), last)
@@ -104,12 +114,21 @@ def place_prompts(
     def put(old: Array, value) -> Array:
         return old.at[places].set(value, mode="drop")
 
+    def put_keys(old: Array, value) -> Array:
+        return old.at[..., places, :, :, :width].set(value, mode="drop")
+
+    def put_values(old: Array, value) -> Array:
+        return old.at[..., places, :, :width, :].set(value, mode="drop")
+
+    old, lengths = slots.cache, put(slots.cache.lengths, new.lengths)
+    cache: KVCache | UnstackedCache
+    if isinstance(old, UnstackedCache):
+        keys, values = map(put_keys, old.keys, new.keys), map(put_values, old.values, new.values)
+        cache = UnstackedCache(tuple(keys), tuple(values), lengths)
+    else:
+        cache = KVCache(put_keys(old.keys, new.keys), put_values(old.values, new.values), lengths)
     placed = Slots(
-        KVCache(
-            slots.cache.keys.at[:, places, :, :, :width].set(new.keys, mode="drop"),
-            slots.cache.values.at[:, places, :, :width].set(new.values, mode="drop"),
-            put(slots.cache.lengths, new.lengths),
-        ),
+        cache,
         put(slots.hidden, prompts.hidden),
         slots.tokens,
         slots.log_probs,
@@ -127,10 +146,11 @@ def resize(slots: Slots, *, size: int, shardings: Slots | None = None) -> Slots:
     return constrain(slots._replace(cache=slots.cache.resized(size)), shardings)
 
 
-@partial(jax.jit, static_argnames=("graph", "shardings"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("graph", "structure", "shardings"), donate_argnames="slots")
 def advance(
     graph, state, slots: Slots, root, sample_ids, temperature, end_ids,
     truncation: TruncationArrays, enough, shardings: Slots | None = None,
+    structure=None, layers=(),
 ):  # fmt: skip
     """Draws tokens in the live slots until `enough` responses are over, or a slot has no room.
 
@@ -145,11 +165,13 @@ def advance(
         truncation: which tokens may be drawn.
         enough: how many responses.
         shardings: where the slots lie, on a mesh.
+        structure: of the layers one by one; see `unstacked_layers`.
+        layers: their weights.
 
     Returns:
         The slots, and the number of steps.
     """
-    decoder = nnx.merge(graph, state)
+    decoder, one_by_one = nnx.merge(graph, state), merged(structure, layers)
     keys = jax.vmap(partial(jax.random.fold_in, root))(sample_ids)
     num_slots, longest = slots.tokens.shape
     num_live = slots.live.sum()
@@ -163,7 +185,7 @@ def advance(
 
     def draw(carry):
         now, steps = carry
-        logits = decoder.logits(now.hidden)
+        logits = decoder.next_logits(now.hidden)
         step_keys = jax.vmap(jax.random.fold_in)(keys, now.counts)
         token, log_prob = draw_tokens(step_keys, logits, temperature, truncation)
         rows, place = jnp.arange(num_slots), jnp.where(now.live, now.counts, OUT_OF_RANGE)
@@ -171,10 +193,15 @@ def advance(
         tokens = now.tokens.at[rows, place].set(token, mode="drop")
         ended = now.live & _ends_with(tokens, counts, end_ids)
         live = now.live & ~ended & (counts < longest)
-        hidden, new = decoder.extend(now.cache, token[:, None], live.astype(jnp.int32))
+        cache: KVCache | UnstackedCache
+        if one_by_one is None or isinstance(now.cache, KVCache):
+            hidden, new = decoder.extend(now.cache, token[:, None], live.astype(jnp.int32))
+            hidden, cache = hidden[:, 0], append(now.cache, new)
+        else:
+            hidden, cache = decoder.step(now.cache, token, live, one_by_one)
         following = Slots(
-            append(now.cache, new),
-            hidden[:, 0],
+            cache,
+            hidden,
             tokens,
             now.log_probs.at[rows, place].set(log_prob, mode="drop"),
             counts,

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mop_jax.lm.attention import (
-    Cached,
     attend,
     attend_one,
     attention_bias,
@@ -17,6 +16,7 @@ from mop_jax.lm.attention import (
     pack,
     within_window,
 )
+from mop_jax.lm.cache import Cached
 
 
 @given(

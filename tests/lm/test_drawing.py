@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from mop_jax.errors import DataError
 from mop_jax.lm.base import Truncation
-from mop_jax.lm.drawing import TruncationArrays, draw_tokens, first_largest, truncate
+from mop_jax.lm.drawing import BLOCK, TruncationArrays, draw_tokens, truncate
 
 RULES = [
     (1, 1.0, 0.0),
@@ -79,9 +80,19 @@ def test_equally_likely_tokens_are_kept_together():
         assert (np.asarray(truncate(log_probs, rule)) > -np.inf).tolist() == [[1, 1, 1, 0, 0]]
 
 
+def drawn_slowly(key, kept):
+    """One row by the definition: a block by its probability, then a token of the block by its."""
+    first, second = jax.random.split(key)
+    blocks = [kept[i : i + BLOCK] for i in range(0, len(kept), BLOCK)]
+    totals = jnp.asarray([jax.nn.logsumexp(jnp.asarray(block)) for block in blocks])
+    block = int(jax.random.categorical(first, totals, mode="high"))
+    inside = np.full(BLOCK, -np.inf, np.float32)
+    inside[: len(blocks[block])] = blocks[block]
+    return block * BLOCK + int(jax.random.categorical(second, jnp.asarray(inside), mode="high"))
+
+
 @pytest.mark.parametrize("rule", [(None, 1.0, 0.0), (20, 0.8, 0.05)])
-def test_draws_are_those_of_categorical(logits, keys, rule):
-    """What was drawn with a key before is drawn with it still."""
+def test_draws_are_those_of_two_slow_stages(logits, keys, rule):
     heat = np.linspace(0.6, 1.5, 10).astype(np.float32)
     truncation = TruncationArrays.of(Truncation(*rule))
     log_probs = jax.nn.log_softmax(logits / heat[:, None], axis=-1)
@@ -90,13 +101,35 @@ def test_draws_are_those_of_categorical(logits, keys, rule):
     for position in range(30):
         folded = jax.vmap(partial(jax.random.fold_in, data=position))(keys)
         token, log_prob = draw_tokens(folded, jnp.asarray(logits), heat, truncation)
-        np.testing.assert_array_equal(
-            token, jax.vmap(partial(jax.random.categorical, mode="high"))(folded, kept)
-        )
+        slow = [drawn_slowly(key, np.asarray(row)) for key, row in zip(folded, kept)]
+        np.testing.assert_array_equal(token, slow)
         expected = np.asarray(log_probs)[range(10), token]
         np.testing.assert_allclose(log_prob, expected, atol=2e-6)
         distinct.update(np.asarray(token).tolist())
     assert len(distinct) > 50
+
+
+@pytest.mark.parametrize("rule", [(None, 1.0, 0.0), (20, 0.8, 0.05)])
+def test_draws_follow_the_probabilities(logits, rule):
+    """χ² over 40,000 draws of each row, in cells of 20 expected draws: false-failure rate 1e-5."""
+    truncation, number = TruncationArrays.of(Truncation(*rule)), 40_000
+    log_probs = np.asarray(jax.nn.log_softmax(logits / 1.3, axis=-1))
+    draw = jax.jit(jax.vmap(partial(draw_tokens, truncation=truncation), in_axes=(0, None, None)))
+    keys = jax.random.split(jax.random.key(11), (number, 10))
+    tokens = np.asarray(draw(keys, jnp.asarray(logits), jnp.full(10, 1.3))[0])
+    for row in range(10):
+        kept = kept_by_numpy(log_probs[row], *rule) if rule[0] else np.ones(499, bool)
+        probs = np.where(kept, np.exp(log_probs[row].astype(np.float64)), 0.0)
+        expected = number * probs / probs.sum()
+        counts = np.bincount(tokens[:, row], minlength=499)
+        assert not counts[~kept].any()
+        order = np.argsort(expected)
+        cell = np.minimum(np.cumsum(expected[order]) // 20, np.inf).astype(int)
+        wanted, found = (np.bincount(cell, values[order]) for values in (expected, counts))
+        wanted, found = wanted[wanted > 5], found[wanted > 5]
+        if len(wanted) > 1:
+            p = chisquare(found, wanted * found.sum() / wanted.sum()).pvalue
+            assert p > 1e-5 / 20
 
 
 def test_temperature_zero_needs_no_luck(logits, keys):
@@ -107,9 +140,12 @@ def test_temperature_zero_needs_no_luck(logits, keys):
     np.testing.assert_allclose(log_prob, expected, atol=1e-6)
 
 
-def test_the_first_of_equals_is_the_largest():
-    values = np.asarray([[1.0, 5, 5, 2], [7, 7, 7, 7], [-np.inf, -3, -np.inf, -4]], np.float32)
-    np.testing.assert_array_equal(first_largest(jnp.asarray(values)), values.argmax(axis=1))
+def test_at_temperature_zero_the_first_of_equals_is_taken(keys):
+    values = np.full((10, 300), -1.0, np.float32)
+    for row in range(10):
+        values[row, [20 + row, 150, 299]] = 3.0
+    token, _ = draw_tokens(keys, jnp.asarray(values), np.zeros(10, np.float32), TruncationArrays())
+    np.testing.assert_array_equal(token, values.argmax(axis=1))
 
 
 @pytest.mark.parametrize(

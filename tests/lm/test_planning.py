@@ -84,7 +84,7 @@ def test_chunks_of_many_sequences_waste_little(seed, count):
 def test_small_jobs_of_one_kind_share_their_shapes(seed):
     """Of ten jobs that differ in their records and their number there are few shapes in all."""
     rng = np.random.default_rng(seed)
-    jobs = [rng.integers(25, rng.integers(81, 96), size=n) for n in rng.integers(100, 700, 10)]
+    jobs = [rng.integers(25, rng.integers(81, 96), size=n) for n in rng.integers(100, 400, 10)]
     shapes = {shape for job in jobs for shape in chunk_shapes(job.tolist(), 1_024)}
     assert len(shapes) <= 16  # closely fitting ones would be 50
 

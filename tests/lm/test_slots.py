@@ -16,7 +16,8 @@ from mop_jax.lm.base import Truncation
 from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.memory import kv_bytes_per_token
-from tests.lm.test_drawing import kept_by_numpy
+from mop_jax.lm.unstacked import unstacked_layers
+from tests.lm.test_drawing import drawn_slowly, kept_by_numpy
 
 NUM_SAMPLES = 45
 LONGEST = 11
@@ -64,7 +65,7 @@ def expected(lm, work):
             logits = lm.logits(ids, np.asarray([length]))[0, length - 1]
             tempered = jax.nn.log_softmax(logits / (heat or 1.0))
             kept = np.where(kept_by_numpy(tempered, *rule), tempered, -np.inf)
-            luck = jax.random.categorical(jax.random.fold_in(key, len(drawn)), kept, mode="high")
+            luck = drawn_slowly(jax.random.fold_in(key, len(drawn)), kept)
             drawn.append(int(luck if heat else np.argmax(logits)))
             log_probs.append(float(tempered[drawn[-1]]))
         return drawn, log_probs
@@ -203,8 +204,7 @@ def test_slots_give_way_to_prefixes(lm, work, expected, slots, monkeypatch):
 
     def limited(decoder, prefixes, wanted, memory, *rest):
         mine = [a for a in jax.live_arrays() if not any(a is other for other in others)]
-        held = [a for a in mine if a.ndim == 5 and a.shape[1] in (32, 16, 8)]
-        alive.append(max(a.shape[1] for a in held))
+        alive.append(max(a.shape[0] for a in mine if a.ndim == 4 and a.shape[0] in (32, 16, 8)))
         if alive[-1] > 8:
             raise DeviceFullError("No single prefix fits.")
         return pools(decoder, prefixes, wanted, memory, *rest)
@@ -295,13 +295,15 @@ def test_refills_compile_nothing(lm, work, slots, monkeypatch):
     assert len(traces) == first
 
 
-def test_slots_are_updated_in_place(lm):
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_slots_are_updated_in_place(lm, by_layer):
     graph, state = nnx.split(lm.decoder)
-    slots = sampling.idle_slots(lm.config, lm.decoder.dtype, 8, 640, LONGEST)
-    size = slots.cache.keys.nbytes + slots.cache.values.nbytes
+    slots = sampling.idle_slots(lm.config, lm.decoder.dtype, 8, 640, LONGEST, by_layer)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(slots.cache[:2]))
+    layers = unstacked_layers(lm.decoder, None) if by_layer else (None, ())
     program = sampling.advance.lower(
         graph, state, slots, jax.random.key(0), np.zeros(8, np.uint32), np.ones(8, np.float32),
-        np.asarray([3], np.int32), TruncationArrays(), 2,
+        np.asarray([3], np.int32), TruncationArrays(), 2, None, *layers,
     ).compile()  # fmt: skip
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size
