@@ -82,3 +82,8 @@ def test_a_metric_outside_its_range_is_refused(registry):
 def test_log_probabilities_of_discrete_responses_are_never_positive(registry):
     with pytest.raises(DataError, match="'held_out_log_prob' gave"):
         measure(Evidence(np.array([0.5, 0.7])))
+
+
+def test_metrics_of_texts_are_passed_over_for_log_probabilities():
+    assert {m.takes.__name__ for m in METRICS.values()} == {"Evidence", "Comparison"}
+    assert list(measure(Evidence(VALUES))) == ["held_out_log_prob"]

@@ -1,18 +1,23 @@
 """The registry of metrics: what each measures, which way is better, and where it comes from.
 
-A metric is one function of `Evidence` and one `register`. Metrics that need something that a run
-did not produce are passed over there.
+A metric is one function and one `register`. What the function takes says what it judges: `Evidence`
+(a predictor's word on held-out records) or `Comparison` (real texts beside simulated ones). Metrics
+that need something that a run did not produce are passed over there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import numpy as np
 
 from mop_jax.errors import DataError
+from mop_jax.evaluation.metrics.comparison import Comparison
+
+Need = Literal["labels", "shown", "train"]
+"""What a `Comparison` may come without: see `Comparison.provides`."""
 
 
 class Evidence(NamedTuple):
@@ -43,18 +48,26 @@ class Metric:
     Attributes:
         name: in files: letters, digits and underscores.
         title: in tables and figures, with its unit.
-        function: its definition.
-        direction: which values are better.
+        function: its definition: of `Evidence` to an `Estimate`, or of a `Comparison` to a float.
+        direction: which values are better; `match` is as near the value on real texts as possible,
+            which stands beside it as its floor (`uncertainty.noise_floor`).
         range: the least and the greatest value that it can take.
         reference: where it was proposed, author and year.
+        takes: the type of what it judges.
+        needs: what a `Comparison` must come with for it, beyond texts and embeddings.
+        p_value: of a `Comparison`, the p-value of the hypothesis that real and simulated texts are
+            draws from one distribution; None where the metric is no test.
     """
 
     name: str
     title: str
-    function: Callable[[Evidence], Estimate]
-    direction: Literal["higher", "lower"]
+    function: Callable[[Any], Any]
+    direction: Literal["higher", "lower", "match"]
     range: tuple[float, float]
     reference: str
+    takes: type = Evidence
+    needs: tuple[Need, ...] = ()
+    p_value: Callable[[Comparison], float] | None = None
 
 
 METRICS: dict[str, Metric] = {}
@@ -78,19 +91,44 @@ def register(metric: Metric) -> None:
     METRICS[metric.name] = metric
 
 
-def measure(evidence: Evidence) -> dict[str, Estimate]:
-    """Every metric's value.
+def applicable(evidence: Evidence | Comparison) -> list[Metric]:
+    """The registered metrics that judge what is given, in the order of their registration."""
+    provides = evidence.provides if isinstance(evidence, Comparison) else frozenset()
+    return [
+        metric
+        for metric in METRICS.values()
+        if isinstance(evidence, metric.takes) and provides.issuperset(metric.needs)
+    ]
+
+
+def evaluate(metric: Metric, evidence: Evidence | Comparison) -> Any:
+    """One metric's value.
 
     Raises:
-        DataError: if a metric leaves its own range.
+        DataError: if it leaves the metric's own range.
     """
-    found = {}
-    for name, metric in METRICS.items():
-        estimate = metric.function(evidence)
-        low, high = metric.range
-        if not low <= estimate.mean <= high:
-            raise DataError(
-                f"Metric {name!r} gave {estimate.mean}, outside its range of {low} to {high}."
-            )
-        found[name] = estimate
-    return found
+    value = metric.function(evidence)
+    number = value.mean if isinstance(value, Estimate) else value
+    low, high = metric.range
+    if not low <= number <= high:
+        raise DataError(
+            f"Metric {metric.name!r} gave {number}, outside its range of {low} to {high}."
+        )
+    return value
+
+
+@overload
+def measure(evidence: Evidence) -> dict[str, Estimate]: ...
+@overload
+def measure(evidence: Comparison) -> dict[str, float]: ...
+def measure(evidence: Evidence | Comparison) -> dict[str, Any]:
+    """The value of every metric that judges what is given.
+
+    Returns:
+        name → an `Estimate` for `Evidence`, a float for a `Comparison`; intervals and noise floors
+        of the latter are `uncertainty.report`'s.
+
+    Raises:
+        DataError: if a metric leaves its own range, or refuses the texts.
+    """
+    return {metric.name: evaluate(metric, evidence) for metric in applicable(evidence)}
