@@ -1,0 +1,3 @@
+from .loading import DATASETS, Dataset, Records, load_dataset, register
+
+__all__ = ["DATASETS", "Dataset", "Records", "load_dataset", "register"]
