@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mop_jax import interruption, progress
+from mop_jax import interruption, notes, progress
 from mop_jax.errors import MopError
 from mop_jax.pipeline.steps import BY_NAME
 
@@ -118,7 +117,7 @@ def run(
     update: UpdateOption = False,
     memory: MemoryOption = None,
 ) -> None:
-    """Does everything: personas, score, fit, evaluate, simulate, figures."""
+    """Does everything: personas, score, fit, evaluate, simulate, likeness, figures."""
     _whole(config, out, update, memory)
 
 
@@ -162,8 +161,8 @@ def evaluate(
     update: UpdateOption = False,
     memory: MemoryOption = None,
 ) -> None:
-    """Scores the held-out records and compares the predictors."""
-    _step("evaluate", config, out, update, memory, table=True)
+    """Compares the predictors on held-out records, and simulated responses with real ones."""
+    _evaluated(config, out, update, memory)
 
 
 @app.command(epilog="Example:  mop simulate config.yaml --contexts new.csv --num-samples 200")
@@ -193,6 +192,56 @@ def figures(
 ) -> None:
     """Draws the figures of a run."""
     _step("figures", config, out, update, memory)
+
+
+@app.command(
+    epilog="Example:  mop benchmark table1 --data rotten_tomatoes --seeds 3 --n 1000 "
+    "--methods zero_shot,few_shot_4,uniform_mixture,mop"
+)
+def benchmark(
+    table: Annotated[
+        str, typer.Argument(help="table1: alignment and diversity; table2: downstream F1.")
+    ],
+    data: Annotated[
+        list[str],
+        typer.Option(
+            "--data", help="A configuration, by name or file; may be given more than once."
+        ),
+    ] = ["rotten_tomatoes"],  # noqa: B006 (Typer's way)
+    language_model: Annotated[
+        str | None, typer.Option("--lm", help="Another language model than the configurations'.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, seeds 0, 1, …", min=1)] = 3,
+    number: Annotated[
+        int, typer.Option("--n", help="Simulated responses of each method and seed.", min=2)
+    ] = 1000,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="Names, with commas; all by default."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The folder that keeps responses and tables.")
+    ] = Path("runs/benchmark"),
+) -> None:
+    """Sets simulated populations of all methods beside real ones, as the paper's tables do."""
+    with _one_sentence():
+        _prepare()
+        from mop_jax.benchmark import make_table
+        from mop_jax.benchmark.responses import METHODS
+
+        chosen = METHODS if methods is None else [name.strip() for name in methods.split(",")]
+        make_table(
+            table,
+            data,
+            out,
+            language_model=language_model,
+            seeds=range(seeds),
+            num_samples=number,
+            methods=chosen,
+            on_step=_Steps(Console(stderr=True)),
+        )
+        Console().print((out / f"{table}.md").read_text("utf-8"), markup=False, highlight=False)
+        Console().print(f"{out / table}.csv, .md and figures are written.", soft_wrap=True)
 
 
 @app.command()
@@ -243,14 +292,27 @@ def _whole(config: str, out: Path | None, update: bool, memory: float | None) ->
         results_table(path, Console())
 
 
+def _evaluated(config: str, out: Path | None, update: bool, memory: float | None) -> None:
+    with _one_sentence():
+        from mop_jax import pipeline
+
+        _prepare()
+        steps, console = _Steps(Console(stderr=True)), Console()
+        for step in (pipeline.evaluate, pipeline.likeness):
+            path = step(config, out, update=update, memory=memory, on_step=steps)
+        from mop_jax.pipeline.summary import held_out_table, likeness_tables
+
+        for table in (held_out_table(path), *likeness_tables(path)):
+            console.print(table)
+        console.print(f"{BY_NAME['evaluate'].title}: done in {path}", soft_wrap=True)
+
+
 def _step(
     name: str,
     config: str,
     out: Path | None,
     update: bool,
     memory: float | None,
-    *,
-    table: bool = False,
     **options: Any,
 ) -> None:
     with _one_sentence():
@@ -260,10 +322,6 @@ def _step(
         step: Callable[..., Path] = getattr(pipeline, name)
         steps = _Steps(Console(stderr=True))
         path = step(config, out, update=update, memory=memory, on_step=steps, **options)
-        if table:
-            from mop_jax.pipeline.summary import held_out_table
-
-            Console().print(held_out_table(path))
         Console().print(f"{BY_NAME[name].title}: done in {path}", soft_wrap=True)
 
 
@@ -274,7 +332,7 @@ def _one_sentence() -> Iterator[None]:
     1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
     """
     try:
-        with interruption.orderly(), progress.on_by_default(), _notes_on_stderr():
+        with interruption.orderly(), progress.on_by_default(), notes.on_stderr():
             yield
     except MopError as error:
         _fail(str(error), error.exit_status)
@@ -285,33 +343,6 @@ def _one_sentence() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail("The disk is full; free some space and run the same command again.", 1)
-
-
-@contextmanager
-def _notes_on_stderr() -> Iterator[None]:
-    """Shows what the package notes (its `logging` records), one line each."""
-    logger, handler = logging.getLogger("mop_jax"), _Notes(logging.INFO)
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        logger.propagate = propagate
-
-
-class _Notes(logging.Handler):
-    """Writes records as lines on standard error; warnings say that they are."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes one."""
-        text = " ".join(record.getMessage().split())
-        mark = "note: " if record.levelno >= logging.WARNING else "  "
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(f"{mark}{text}", markup=False, highlight=False)
 
 
 class _Steps:

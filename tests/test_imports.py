@@ -22,11 +22,11 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 # Lowest first. A module imports from its own layer and those below it. A new module needs a place.
 LAYERS = (
     {"errors"},
-    {"atomic", "resources", "progress", "interruption", "segmentation", "distributions.temperature",
-     "validation", "yaml_reader"},
+    {"atomic", "resources", "progress", "interruption", "notes", "segmentation",
+     "distributions.temperature", "validation", "yaml_reader"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
      "components.proposals", "components.candidates"},
-    {"lm"},
+    {"datasets", "lm"},
     {"likelihoods"},
     {"distributions"},
     {"models"},
@@ -34,6 +34,7 @@ LAYERS = (
     {"evaluation", "components", "plots"},
     {"config", "configs"},
     {"pipeline", "init_config"},
+    {"benchmark"},
     {"cli"},
     {"__main__", ""},
 )  # fmt: skip

@@ -1,4 +1,14 @@
-from .pipeline import evaluate, figures, fit, personas, read_config, run, score, simulate
+from .pipeline import (
+    evaluate,
+    figures,
+    fit,
+    likeness,
+    personas,
+    read_config,
+    run,
+    score,
+    simulate,
+)
 from .run_folder import RunFolder
 from .steps import STEPS, Step
 from .workspace import Workspace
@@ -11,6 +21,7 @@ __all__ = [
     "evaluate",
     "figures",
     "fit",
+    "likeness",
     "personas",
     "read_config",
     "run",

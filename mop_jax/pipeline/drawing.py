@@ -12,7 +12,7 @@ import numpy as np
 from mop_jax import atomic, plots
 from mop_jax.evaluation.predictors import BASELINE, MAIN, PREDICTORS
 from mop_jax.inference import Posterior, gate_at, load_posterior
-from mop_jax.pipeline.summary import check_sentence, read_metrics
+from mop_jax.pipeline.summary import SIZES, check_sentence, read_likeness, read_metrics
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.plots.fonts import numbered
 from mop_jax.plots.style import save_figure
@@ -35,6 +35,7 @@ def draw_figures(space: Workspace) -> None:
     )
     _gate_figures(space, posterior, folder)
     _embedding_map(space, folder)
+    _effective_sizes(space, folder)
     _evidence_figures(metrics, folder)
 
 
@@ -99,6 +100,18 @@ def _embedding_map(space: Workspace, folder: Path) -> None:
             reference_name="real training responses",
         ),
     )
+
+
+def _effective_sizes(space: Workspace, folder: Path) -> None:
+    found = read_likeness(space.path)
+    shown = {
+        title: (size["sizes"], size["errors"], size["spread"], size["simulated_error"],
+                float(size["size"]))
+        for name, title in SIZES.items()
+        if (size := found["effective_size"].get(name)) is not None
+    }  # fmt: skip
+    figure = plots.effective_sizes(shown, num_simulated=found["num_simulated"])
+    save_figure(folder / "effective_size.png", figure)
 
 
 def _evidence_figures(metrics: dict[str, Any], folder: Path) -> None:

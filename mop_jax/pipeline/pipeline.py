@@ -1,7 +1,7 @@
 """The main job as resumable steps on a run folder.
 
 `run` does them all; each step is also a function of its own and first does, or finds done, the
-steps that it needs: personas → score → fit → evaluate → simulate → figures.
+steps that it needs: personas → score → fit → evaluate → simulate → likeness → figures.
 """
 
 from __future__ import annotations
@@ -160,6 +160,18 @@ def simulate(
         "fit", config, out, update, memory, on_step, lambda run: written.append(job(run, on_step))
     )
     return written[0]
+
+
+def likeness(
+    config: Source,
+    out: str | Path | None = None,
+    *,
+    update: bool = False,
+    memory: float | None = None,
+    on_step: OnStep = lambda step, begun: None,
+) -> Path:
+    """Sets simulated responses beside real ones and writes `likeness.json`."""
+    return _run_until("likeness", config, out, update, memory, on_step)
 
 
 def figures(

@@ -10,7 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from mop_jax.errors import FaultError
+from mop_jax.evaluation.metrics import METRICS
 from mop_jax.evaluation.predictors import PREDICTORS
+
+FAMILIES = {
+    "alignment": "Alignment",
+    "diversity": "Diversity",
+    "memorisation": "Memorisation",
+    "downstream": "Downstream",
+}
+"""Tables of likeness, in their order."""
+
+
+SIZES = {"embedding_mean": "the embeddings' mean", "fid": "their Gaussian fit"}
+"""What effective sample sizes are given for."""
 
 
 def check_sentence(check: dict[str, Any]) -> str:
@@ -88,17 +101,73 @@ def read_metrics(path: Path) -> dict[str, Any]:
         raise FaultError(f"{path / 'metrics.json'} could not be read: {error}") from error
 
 
+def read_likeness(path: Path) -> dict[str, Any]:
+    """A run's likeness.json."""
+    try:
+        return json.loads((path / "likeness.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise FaultError(f"{path / 'likeness.json'} could not be read: {error}") from error
+
+
 def results_table(path: Path, console: Console) -> None:
     """Prints the held-out results of a finished run, and where its artefacts are."""
     console.print(held_out_table(path))
+    if (path / "likeness.json").exists():  # older runs have none
+        for table in likeness_tables(path):
+            console.print(table)
     for name in (
         "metrics.json",
+        "likeness.json",
         "simulated.jsonl",
         "posterior.nc",
         "posterior.safetensors",
         "figures",
     ):
         console.print(f"  {path / name}", highlight=False, soft_wrap=True)
+
+
+def likeness_tables(path: Path) -> list[Table]:
+    """How like the simulated responses are to the real ones: a table for each family of metrics."""
+    found = read_likeness(path)
+    beside = f"{found['num_simulated']} simulated, {found['num_real']} real responses"
+    tables = []
+    for family, title in FAMILIES.items():
+        rows = {n: v for n, v in found["metrics"].items() if _family(n) == family}
+        if not rows:
+            continue
+        table = Table(title=f"{title} ({beside})")
+        for name, justify in (("metric", "left"), ("simulated", "right"), ("interval", "right"),
+                              ("real instead", "right"), ("better", "left")):  # fmt: skip
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name, value in rows.items():
+            low, high, floor = (_number(value[key]) for key in ("low", "high", "floor"))
+            interval = f"{low} to {high}" if low and high else ""
+            better = {"match": "like real"}.get(METRICS[name].direction, METRICS[name].direction)
+            table.add_row(METRICS[name].title, _number(value["value"]), interval, floor, better)
+        tables.append(table)
+    if tables:
+        tables[-1].caption = " ".join([_sizes_sentence(found), *found["notes"]]).strip()
+    return tables
+
+
+def _family(name: str) -> str | None:
+    # Registered by code that is not there any more.
+    return METRICS[name].family if name in METRICS else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _sizes_sentence(found: dict[str, Any]) -> str:
+    sizes = found["effective_size"]
+    parts = []
+    for criterion, what in SIZES.items():
+        if criterion in sizes:
+            size, tried = sizes[criterion]["size"], sizes[criterion]["sizes"]
+            number = f"more than {tried[-1]}" if size == "inf" else f"{size:.0f}"
+            parts.append(f"{what} as well as {number} real ones would")
+    return f"The simulated responses estimate {' and '.join(parts)}." if parts else ""
 
 
 def held_out_table(path: Path) -> Table:

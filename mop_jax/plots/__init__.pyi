@@ -1,14 +1,17 @@
 from .evidence import candidate_convergence, held_out_comparison
 from .fit import elbo_trace, running_mean
 from .gate import omega_heatmap, persona_weights
-from .likeness import embedding_map
+from .likeness import effective_sizes, embedding_map
+from .methods import method_comparison
 from .style import save_figure
 
 __all__ = [
     "candidate_convergence",
+    "effective_sizes",
     "elbo_trace",
     "embedding_map",
     "held_out_comparison",
+    "method_comparison",
     "omega_heatmap",
     "persona_weights",
     "running_mean",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -233,3 +233,45 @@ def _clouds(axes: Axes, pair: tuple[np.ndarray, np.ndarray]) -> None:
         )
         x, y = ellipse.centre
         axes.scatter(x, y, marker="P", s=60, color=colour, edgecolors="white", zorder=4)
+
+
+@styled
+def effective_sizes(
+    sizes: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike, float, float]],
+    *,
+    num_simulated: int,
+) -> Figure:
+    """How the error of n real responses falls, and where it meets the simulation's.
+
+    Args:
+        sizes: what is estimated → numbers of real responses [S], their mean error [S], its standard
+            deviation over samples [S], the simulation's error, and the number of real responses
+            with that error (0: worse than the fewest; ∞: better than all).
+        num_simulated: responses of the simulation.
+
+    Raises:
+        DataError: if there is nothing to draw, or shapes differ.
+    """
+    if not sizes:
+        raise DataError("`sizes` is empty; accepted: at least one estimated quantity.")
+    worth = [
+        f"{name}: {'more than ' + str(np.asarray(n).max()) if np.isinf(size) else f'{size:.0f}'}"
+        for name, (n, _, _, _, size) in sizes.items()
+    ]
+    figure = new_figure(
+        f"{num_simulated} simulated responses are worth so many real ones: {', '.join(worth)}",
+        "Error of n real training responses against the held-out ones, mean and standard deviation "
+        "over random samples;\nhorizontal: that of the simulated responses.",
+        body_height=2.6,
+    )
+    panels = figure.subplots(1, len(sizes), squeeze=False)[0]
+    for axes, (name, (numbers, errors, spread, simulated, _)) in zip(panels, sizes.items()):
+        n, error = as_array("numbers", numbers, "S"), as_array("errors", errors, "S")
+        sd = as_array("spread", spread, "S", S=len(n))
+        axes.fill_between(n, error - sd, error + sd, color=BLUE, alpha=0.2, linewidth=0)
+        axes.plot(n, error, color=BLUE, linewidth=1.4, label="n real responses")
+        axes.axhline(simulated, color=VERMILLION, linewidth=1.4, label="simulation")
+        axes.set(xscale="log", xlabel="n real responses", title=name)
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False, fontsize=8)
+    return figure

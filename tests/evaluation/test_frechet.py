@@ -82,3 +82,13 @@ def test_the_order_of_texts_does_not_count_and_it_is_symmetric(random, n):
         value = fid(comparison(p, q))
         assert fid(comparison(p[order], q)) == pytest.approx(value, abs=1e-7)
         assert fid(Comparison(sample(q, "q"), sample(p, "p"))) == pytest.approx(value, abs=1e-7)
+
+
+@pytest.mark.parametrize(("few", "many"), [(5, 9), (6, 80), (80, 6)])
+def test_samples_smaller_than_their_width_have_the_same_distance(few, many):
+    """The sum of singular values of A Bᵀ, against the covariances."""
+    p, q = gaussian(few, 20, 5), gaussian(many, 20, 6) * 1.5 + 0.2
+    (mean_p, cov_p), (mean_q, cov_q) = moments(p), moments(q)
+    with pytest.warns(UserWarning, match="singular covariance"):
+        got = fid(comparison(p, q), normalize=False)
+    assert got == pytest.approx(frechet_distance(mean_p, cov_p, mean_q, cov_q), rel=1e-6)

@@ -306,7 +306,7 @@ def test_another_configuration_leaves_the_folder_as_it_is(mop, materials, finish
 
 def test_a_source_that_changed_leaves_finished_work_as_it_is(mop, materials, copy_of_run, tmp_path):
     """Another model behind the same path: its scores must not be mixed with the old ones."""
-    undo(copy_of_run, "evaluate", "simulate", "figures")
+    undo(copy_of_run, "evaluate", "simulate", "likeness", "figures")
     before = contents(copy_of_run)
     moved = materials.folder / "aside"
     materials.language_model.rename(moved)

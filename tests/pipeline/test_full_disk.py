@@ -82,7 +82,7 @@ def test_a_full_disk_while_scoring(mop, copy_of_run, finished_run, monkeypatch):
 
 
 def test_a_full_disk_while_simulating(mop, copy_of_run, monkeypatch):
-    undo(copy_of_run, "simulate", "figures")
+    undo(copy_of_run, "simulate", "likeness", "figures")
 
     def open_full(path, *args, **kwargs):
         full = str(path).endswith(".simulated.journal.jsonl")

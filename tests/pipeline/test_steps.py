@@ -65,7 +65,7 @@ def test_steps_one_after_the_other_equal_the_whole_run(
     finished_run, materials, performed, tmp_path
 ):
     folder, config = tmp_path / "run", materials.config()
-    for name in ("personas", "score", "fit", "evaluate", "simulate"):
+    for name in ("personas", "score", "fit", "evaluate", "simulate", "likeness"):
         step = getattr(pipeline, name)
         assert step(config, folder) == folder
         assert performed == [name]
@@ -78,7 +78,7 @@ def test_steps_one_after_the_other_equal_the_whole_run(
 
 
 def test_a_step_first_does_those_that_it_needs(copy_of_run, finished_run, performed):
-    undo(copy_of_run, "fit", "evaluate", "simulate", "figures")
+    undo(copy_of_run, "fit", "evaluate", "simulate", "likeness", "figures")
     pipeline.simulate(copy_of_run)
     assert performed == ["fit", "simulate"]
     names = ("posterior.safetensors", "posterior.nc", "simulated.jsonl")
@@ -102,7 +102,7 @@ def test_update_redoes_only_what_the_change_concerns(copy_of_run, materials, per
     old = read_lines(copy_of_run / "simulated.jsonl")
     config = materials.config(simulation={"num_samples": 23})
     pipeline.run(config, copy_of_run, update=True)
-    assert performed == ["simulate", "figures"]
+    assert performed == ["simulate", "likeness", "figures"]
     new = read_lines(copy_of_run / "simulated.jsonl")
     # A sample's text depends on the seed and its number alone.
     assert [row["text"] for row in new[:20]] == [row["text"] for row in old]
@@ -110,7 +110,7 @@ def test_update_redoes_only_what_the_change_concerns(copy_of_run, materials, per
     touched = {p.relative_to(copy_of_run).as_posix() for p, t in before.items()
                if p.stat().st_mtime_ns != t}  # fmt: skip
     figures = set(BY_NAME["figures"].outputs)
-    assert touched - {".lock"} == {"simulated.jsonl", "manifest.json", *figures}
+    assert touched - {".lock"} == {"simulated.jsonl", "likeness.json", "manifest.json", *figures}
     stored = read_json(copy_of_run / "manifest.json")["configuration"]
     assert stored["simulation"]["num_samples"] == 23
 
@@ -119,7 +119,7 @@ def test_an_interrupted_simulation_of_another_configuration_is_not_taken_over(
     copy_of_run, materials, monkeypatch
 ):
     """Its journal holds responses that the new configuration would not have given."""
-    undo(copy_of_run, "simulate", "figures")
+    undo(copy_of_run, "simulate", "likeness", "figures")
     rows = iter(range(1000))
     make_row = simulation._simulated_row
 

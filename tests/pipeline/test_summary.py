@@ -175,7 +175,8 @@ def test_figures_of_whatever_a_model_writes(copy_of_run, materials):
     after = contents(copy_of_run)
     assert after["simulated.jsonl"] == before["simulated.jsonl"]
     changed = {name for name in after if after[name] != before[name]} - {"manifest.json"}
-    assert changed == {"figures/embedding_map.png"}
+    drawn = {"figures/embedding_map.png", "figures/effective_size.png"}
+    assert changed == {"likeness.json", *drawn}
     assert np.frombuffer(after["figures/embedding_map.png"][:8], np.uint8)[0] == 0x89
 
 

@@ -149,6 +149,7 @@ register(
         range=(0.0, float("inf")),
         reference="Bui et al. (2025)",
         takes=Comparison,
+        family="diversity",
     )
 )
 register(
@@ -160,6 +161,7 @@ register(
         range=(-1.0, 1.0),
         reference="Bui et al. (2025)",
         takes=Comparison,
+        family="diversity",
     )
 )
 register(
@@ -171,5 +173,6 @@ register(
         range=(1.0, float("inf")),
         reference="Friedman and Dieng (2023)",
         takes=Comparison,
+        family="diversity",
     )
 )

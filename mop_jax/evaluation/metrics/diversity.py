@@ -155,6 +155,7 @@ register(
         range=(0.0, 1.0),
         reference="Zhu et al. (2018)",
         takes=Comparison,
+        family="diversity",
     )
 )
 for _n in (1, 2):
@@ -167,6 +168,7 @@ for _n in (1, 2):
             range=(0.0, 1.0),
             reference="Li et al. (2016)",
             takes=Comparison,
+            family="diversity",
         )
     )
 register(
@@ -178,6 +180,7 @@ register(
         range=(0.0, math.inf),
         reference="none",
         takes=Comparison,
+        family="diversity",
     )
 )
 register(
@@ -189,5 +192,6 @@ register(
         range=(0.0, math.inf),
         reference="Vaserstein (1969)",
         takes=Comparison,
+        family="diversity",
     )
 )

@@ -78,6 +78,7 @@ register(
         range=(0.0, 1.0),
         reference="Ye et al. (2022)",
         takes=Comparison,
+        family="downstream",
         needs=("labels",),
     )
 )

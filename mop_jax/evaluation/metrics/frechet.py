@@ -67,13 +67,26 @@ def fid(comparison: Comparison, *, normalize: bool = True, scale: float = 1.0) -
             f"is dominated by its bias below {width + 1} texts, so compare it with its floor only.",
             stacklevel=2,
         )
-    moments: list[np.ndarray] = []
+    means, roots = [], []
     for sample in samples:
         vectors = scale * (directions(sample) if normalize else sample.embeddings)
-        mean = vectors.mean(axis=0)
-        centred = vectors - mean
-        moments += [mean, centred.T @ centred / (len(vectors) - 1)]
-    return frechet_distance(*moments)
+        means.append(vectors.mean(axis=0))
+        roots.append((vectors - means[-1]) / np.sqrt(len(vectors) - 1))
+    if fewest > width:
+        return frechet_distance(means[0], roots[0].T @ roots[0], means[1], roots[1].T @ roots[1])
+    return _distance_of_few(means, roots)
+
+
+def _distance_of_few(means: list[np.ndarray], roots: list[np.ndarray]) -> float:
+    """`frechet_distance` of Gaussians of which one has a lower rank than it has dimensions.
+
+    With Σ_P = AᵀA and Σ_Q = BᵀB, of n and m rows, tr (Σ_P^½ Σ_Q Σ_P^½)^½ is the sum of the singular
+    values of A Bᵀ [n, m]: no matrix of the dimensions' size is taken apart.
+    """
+    overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    gap = np.sum((means[0] - means[1]) ** 2)
+    spread = sum(np.sum(root**2) for root in roots)
+    return max(0.0, float(gap + spread - 2 * overlap))
 
 
 register(
@@ -85,5 +98,6 @@ register(
         range=(0.0, float("inf")),
         reference="Heusel et al. (2017)",
         takes=Comparison,
+        family="alignment",
     )
 )

@@ -165,5 +165,6 @@ register(
         range=(0.0, 1.0),
         reference="Pillutla et al. (2021)",
         takes=Comparison,
+        family="alignment",
     )
 )

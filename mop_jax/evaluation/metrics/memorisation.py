@@ -148,6 +148,7 @@ register(
         range=(0.0, 1.0),
         reference="McCoy et al. (2023)",
         takes=Comparison,
+        family="memorisation",
         needs=("shown",),
     )
 )
@@ -160,6 +161,7 @@ register(
         range=(0.0, math.inf),
         reference="McCoy et al. (2023)",
         takes=Comparison,
+        family="memorisation",
         needs=("shown",),
     )
 )
@@ -172,6 +174,7 @@ register(
         range=(0.0, 1.0),
         reference="McCoy et al. (2023)",
         takes=Comparison,
+        family="memorisation",
         needs=("shown",),
     )
 )
@@ -184,6 +187,7 @@ register(
         range=(-2.0, 2.0),
         reference="Meehan et al. (2020)",
         takes=Comparison,
+        family="memorisation",
         needs=("train",),
     )
 )

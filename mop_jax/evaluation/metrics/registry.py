@@ -17,6 +17,8 @@ from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison
 
 Need = Literal["labels", "shown", "train"]
+Family = Literal["likelihood", "alignment", "diversity", "memorisation", "downstream"]
+"""What a metric says of a simulation; tables stand together by it."""
 """What a `Comparison` may come without: see `Comparison.provides`."""
 
 
@@ -54,6 +56,7 @@ class Metric:
         range: the least and the greatest value that it can take.
         reference: where it was proposed, author and year.
         takes: the type of what it judges.
+        family: in which table it stands.
         needs: what a `Comparison` must come with for it, beyond texts and embeddings.
         p_value: of a `Comparison`, the p-value of the hypothesis that real and simulated texts are
             draws from one distribution; None where the metric is no test.
@@ -66,6 +69,7 @@ class Metric:
     range: tuple[float, float]
     reference: str
     takes: type = Evidence
+    family: Family = "likelihood"
     needs: tuple[Need, ...] = ()
     p_value: Callable[[Comparison], float] | None = None
 

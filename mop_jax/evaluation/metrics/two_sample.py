@@ -311,6 +311,7 @@ register(
         range=(0.0, 1.0),
         reference="Lopez-Paz and Oquab (2017)",
         takes=Comparison,
+        family="alignment",
         p_value=_p_of(classifier_test),
     )
 )
@@ -323,6 +324,7 @@ register(
         range=(0.0, float("inf")),
         reference="Székely and Rizzo (2013)",
         takes=Comparison,
+        family="alignment",
         p_value=_p_of(energy_test),
     )
 )
@@ -335,6 +337,7 @@ register(
         range=(-1.0, 2.0),
         reference="Gretton et al. (2012)",
         takes=Comparison,
+        family="alignment",
         p_value=_p_of(mmd_test),
     )
 )
