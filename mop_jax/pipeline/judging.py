@@ -39,7 +39,7 @@ def judge_likeness(space: Workspace) -> None:
             else {}
         )
         sizes = _effective_sizes(comparison)
-    notes = list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning))
+    notes = joined_notes([str(w.message) for w in caught if w.category is UserWarning])
     atomic.write_json(
         space.path / "likeness.json",
         {
@@ -52,6 +52,25 @@ def judge_likeness(space: Workspace) -> None:
             "notes": notes,
         },
     )
+
+
+def joined_notes(messages: Sequence[str]) -> list[str]:
+    """Each message once; those that differ in the metric that they name only, as one."""
+    about: dict[str, list[str]] = {}
+    for message in dict.fromkeys(messages):
+        begin, mark, rest = message.partition("'")
+        name, end, rest = rest.partition("' is ")
+        if mark and end and begin == "The noise floor of ":
+            about.setdefault(rest, []).append(name)
+        else:
+            about.setdefault(message, [])
+    notes = []
+    for rest, names in about.items():
+        if len(names) > 1:
+            notes.append(f"The noise floors of {', '.join(names[:-1])} and {names[-1]} are {rest}")
+        else:
+            notes.append(f"The noise floor of {names[0]} is {rest}" if names else rest)
+    return notes
 
 
 def sample_of(space: Workspace, records: Population) -> Sample:

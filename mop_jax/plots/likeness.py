@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from mop_jax.errors import DataError
@@ -255,11 +256,11 @@ def effective_sizes(
     if not sizes:
         raise DataError("`sizes` is empty; accepted: at least one estimated quantity.")
     worth = [
-        f"{name}: {'more than ' + str(np.asarray(n).max()) if np.isinf(size) else f'{size:.0f}'}"
+        f"{'more than ' + str(np.asarray(n).max()) if np.isinf(size) else f'{size:.0f}'} of {name}"
         for name, (n, _, _, _, size) in sizes.items()
     ]
     figure = new_figure(
-        f"{num_simulated} simulated responses are worth so many real ones: {', '.join(worth)}",
+        f"{num_simulated} simulated responses tell as much as real ones: {', '.join(worth)}",
         "Error of n real training responses against the held-out ones, mean and standard deviation "
         "over random samples;\nhorizontal: that of the simulated responses.",
         body_height=2.6,
@@ -272,6 +273,9 @@ def effective_sizes(
         axes.plot(n, error, color=BLUE, linewidth=1.4, label="n real responses")
         axes.axhline(simulated, color=VERMILLION, linewidth=1.4, label="simulation")
         axes.set(xscale="log", xlabel="n real responses", title=name)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
     return figure
