@@ -17,6 +17,7 @@ from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines import BASELINES, Response, Setting
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.lm.base import Truncation
+from mop_jax.pipeline.judging import labels_of_contexts
 from mop_jax.pipeline.workspace import Workspace
 
 METHODS = (*BASELINES, MAIN)
@@ -84,7 +85,7 @@ def _of_baseline(space: Workspace, method: str, folder: Path) -> Responses:
     test, count = space.sides["test"].records, space.config.simulation.num_samples
     path, header = folder / f"{method}.jsonl", json.dumps({"key": _key(space, method)})
     done, report = _read(path, header)
-    if len(done) < count:
+    if not all(s in done for s in range(count)):
         setting = _setting(space, folder)
         responder = BASELINES[method].fit(setting)
         report = dict(responder.report)
@@ -101,7 +102,7 @@ def _of_baseline(space: Workspace, method: str, folder: Path) -> Responses:
 
             responder.respond(
                 test.contexts,
-                labels=test.labels,
+                labels=labels_of_contexts(test),
                 num_samples=count,
                 skip=list(done),
                 on_responses=keep,
@@ -147,7 +148,8 @@ def _key(space: Workspace, method: str) -> str:
         space.components.persona_texts,
         space.components.exemplars.fingerprint,
         space.config.seed,
-        space.config.simulation.model_dump(mode="json"),
+        # However many there are: a sample's text depends on its number alone.
+        space.config.simulation.model_dump(mode="json", exclude={"num_samples"}),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mop_jax import atomic, pipeline, plots, progress
 from mop_jax.benchmark.responses import METHODS, Responses, respond, title_of
 from mop_jax.config import RunConfig
 from mop_jax.errors import DataError
-from mop_jax.evaluation.metrics import METRICS, Comparison, Sample, report
+from mop_jax.evaluation.metrics import METRICS, Comparison, report
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.pipeline import RunFolder, Workspace
-from mop_jax.pipeline.judging import sample_of, simulated_sample
+from mop_jax.pipeline.judging import compared, joined_notes
 from mop_jax.plots.style import save_figure
+
+_LOG = logging.getLogger(__name__)
 
 TABLES = {
     "table1": ("fid", "mauve", "kl_cosine", "mean_words", "copied_4grams"),
@@ -78,20 +81,36 @@ def make_table(
             raise DataError(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
     if not (data and seeds and methods):
         raise DataError("A benchmark needs at least one data set, one seed and one method.")
+    if len(set(seeds)) < len(seeds):
+        raise DataError(f"The seeds {list(seeds)} repeat themselves; each is wanted once.")
     if num_samples < 2:
         raise DataError(f"num_samples is {num_samples}; at least 2 are needed.")
     out, rows = Path(out), []
+    seen: set[tuple[str, int]] = set()
+    notes: dict[str, list[str]] = {}
     with progress.task("Benchmark", len(data) * len(seeds) * len(methods)) as advance:
         for source in data:
             for seed in seeds:
                 config = _configured(source, language_model, seed, num_samples)
+                _refuse(config, seed, seen)
                 folder = out / config.name / f"seed-{seed}"
                 pipeline.simulate(config, folder / "run", update=True, on_step=on_step)
                 space = Workspace(RunFolder(folder / "run", config))
                 for method in methods:
-                    rows += _measured(space, config.name, method, seed, folder)
-                    advance(1)
-                    _write(out, table, pd.DataFrame(rows, columns=COLUMNS))
+                    try:
+                        found = _measured(space, config.name, method, seed, folder)
+                    except DataError as error:
+                        # A method that cannot do with these records is no reason to lose the rest.
+                        _LOG.warning("%s is left out: %s", title_of(method), error)
+                        notes.setdefault(config.name, []).append(
+                            f"{title_of(method)}, seed {seed}, is left out: {error}"
+                        )
+                        continue
+                    finally:
+                        advance(1)
+                    rows += found[0]
+                    notes.setdefault(config.name, []).extend(found[1])
+                    _write(out, table, pd.DataFrame(rows, columns=COLUMNS), notes)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -110,36 +129,47 @@ def _configured(
     return config.model_copy(update=changes)
 
 
+def _refuse(config: RunConfig, seed: int, seen: set[tuple[str, int]]) -> None:
+    """Refuses what would share a folder, or show baselines what the mixture must not see."""
+    if (config.name, seed) in seen:
+        raise DataError(f"Two data sets are called {config.name!r}; give each a name of its own.")
+    seen.add((config.name, seed))
+    if config.exemplars.leave_out == "group" and config.split.by != "group":
+        raise DataError(
+            f"{config.name}: exemplars.leave_out is group, so the mixture is not shown a context's "
+            "own group, while split.by is not, so baselines may be; split by group."
+        )
+
+
 def _measured(
     space: Workspace, data: str, method: str, seed: int, folder: Path
-) -> list[dict[str, Any]]:
-    """Rows of one method, from `measures/` where these very responses were measured before."""
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of one method, from `measures/` where these very responses were measured before.
+
+    Also the notes that belong under a table: floors that are not of the same sizes.
+    """
     responses = respond(space, method, folder / "responses")
     names = [metric.name for metric in METRICS.values() if metric.takes is Comparison]
-    key = hashlib.sha256(json.dumps([_VERSION, responses.digest, names]).encode()).hexdigest()
+    sides = [space.sides[side].records.fingerprint for side in ("train", "test")]
+    parts = [_VERSION, responses.digest, names, *sides, space.encoder.fingerprint, seed]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     path = folder / "measures" / f"{method}.json"
     found = json.loads(path.read_text("utf-8")) if path.exists() else {}
     if found.get("key") != key:
         found = {"key": key, **_measure(space, responses)}
         atomic.write_json(path, found)
     same = {"data": data, "method": method, "seed": seed}
-    return [
+    rows = [
         {**same, "metric": name, **{column: values[column] for column in COLUMNS[4:]}}
         for name, values in found["metrics"].items()
     ]
+    return rows, [note for note in found["notes"] if note.startswith("The noise floor")]
 
 
 def _measure(space: Workspace, responses: Responses) -> dict[str, Any]:
-    test, train = space.sides["test"].records, space.sides["train"].records
-    simulated: Sample = simulated_sample(
-        space, test, responses.rows, responses.texts, responses.shown
-    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        comparison = Comparison(
-            sample_of(space, test), simulated, sample_of(space, train), space.config.seed
-        )
-        reported = report(comparison)
+        reported = report(compared(space, responses.rows, responses.texts, responses.shown))
     return {
         "metrics": {
             name: {
@@ -149,13 +179,13 @@ def _measure(space: Workspace, responses: Responses) -> dict[str, Any]:
             for name, found in reported.items()
         },
         "fit": responses.report,
-        "notes": list(dict.fromkeys(str(w.message) for w in caught)),
+        "notes": joined_notes([str(w.message) for w in caught if w.category is UserWarning]),
     }
 
 
-def _write(out: Path, table: str, frame: pd.DataFrame) -> None:
+def _write(out: Path, table: str, frame: pd.DataFrame, notes: dict[str, list[str]]) -> None:
     atomic.write_text(out / f"{table}.csv", frame.to_csv(index=False))
-    atomic.write_text(out / f"{table}.md", markdown(table, frame))
+    atomic.write_text(out / f"{table}.md", markdown(table, frame, notes))
     for data, part in frame.groupby("data", sort=False):
         shown = [name for name in TABLES[table] if (part["metric"] == name).any()]
         if shown:
@@ -177,7 +207,9 @@ def _points(part: pd.DataFrame, metrics: Sequence[str]) -> tuple[list, list, dic
     return [title_of(method) for method in methods], directions, values
 
 
-def markdown(table: str, frame: pd.DataFrame) -> str:
+def markdown(
+    table: str, frame: pd.DataFrame, notes: Mapping[str, Sequence[str]] | None = None
+) -> str:
     """A benchmark's table in words and figures: means over seeds, their spread, and the floor."""
     text = []
     for data, part in frame.groupby("data", sort=False):
@@ -188,8 +220,9 @@ def markdown(table: str, frame: pd.DataFrame) -> str:
             "",
             f"{n} simulated responses per method and seed; seeds {', '.join(map(str, seeds))}. "
             "Mean over seeds ± standard deviation between them; one seed: the value and its 95 % "
-            "interval. *Real responses instead* is the noise floor: training responses of people "
-            "in the place of the simulated ones.",
+            "interval. *Real responses instead* is the noise floor: responses of people, to other "
+            "contexts, in the place of the simulated ones. The mixture samples at its fitted "
+            "temperatures, baselines at 1.",
             "",
             "| | " + " | ".join(f"{METRICS[m].title} {_arrow(m)}" for m in metrics) + " |",
             "| --- |" + " ---: |" * len(metrics),
@@ -201,7 +234,9 @@ def markdown(table: str, frame: pd.DataFrame) -> str:
         floors = [part.loc[part["metric"] == m, "floor"].mean() for m in metrics]
         cells = [f"{x:.3f}" if np.isfinite(x) else "" for x in floors]
         text += ["| *real responses instead* | " + " | ".join(cells) + " |", ""]
-        text += [*_margins(part, metrics), ""]
+        text += [*_margins(part, metrics)]
+        said = dict.fromkeys((notes or {}).get(str(data), []))
+        text += [*(f"- {note}" for note in said), ""]
     return "\n".join(text)
 
 
@@ -225,12 +260,16 @@ def _margins(part: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
     for name in metrics:
         direction = METRICS[name].direction
         wide = part[part["metric"] == name].pivot(index="seed", columns="method", values="value")
-        if direction == "match" or MAIN not in wide or wide.shape[1] < 2:
+        # Seeds for which all methods have a value, and methods that have one at all.
+        wide = wide.dropna(axis=1, how="all").dropna()
+        if direction == "match" or MAIN not in wide or wide.shape[1] < 2 or wide.empty:
             continue
         others = wide.drop(columns=MAIN).mean()
         best = str(others.idxmin() if direction == "lower" else others.idxmax())
         change = wide[MAIN] / wide[best] - 1
         spread = f" (by seed {', '.join(f'{c:+.0%}' for c in change)})" if len(change) > 1 else ""
+        if not others[best]:
+            continue  # nothing is so many per cent of zero
         margin = wide[MAIN].mean() / others[best] - 1
         lines.append(
             f"- {METRICS[name].title}: mixture of personas {margin:+.0%} against the best "

@@ -257,7 +257,9 @@ class _Work:
         longest = -(-int(lengths.max()) // 8) * 8
         # The longest that may meet in a refill: no batch has more real tokens.
         most = int(np.sort(lengths)[-self.num_refill :].sum())
-        packed = -(-max(most, self.num_refill) // 16) * 16 if self._mesh is None else None
+        # Rows that only fill a batch run one token.
+        most += max(0, self.num_refill - len(lengths))
+        packed = -(-most // 16) * 16 if self._mesh is None else None
         done = self._done if skip is None else self._done | skip
         pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, done, self._mesh)
         for pool, members in pools:

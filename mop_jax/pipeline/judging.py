@@ -13,10 +13,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from mop_jax import atomic
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics import METRICS, Comparison, Sample
-from mop_jax.evaluation.metrics.effective_size import EffectiveSize, effective_sample_size
+from mop_jax.evaluation.metrics.effective_size import (
+    Criterion,
+    EffectiveSize,
+    effective_sample_size,
+)
 from mop_jax.evaluation.metrics.reporting import Reported, by_label, report
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.population.population import Population
@@ -29,9 +35,9 @@ _BY_LABEL = ("energy_distance", "kl_cosine", "length_distance", "distinct_2")
 
 def judge_likeness(space: Workspace) -> None:
     """Writes likeness.json: every metric of the simulated responses, with intervals and floors."""
-    comparison = _comparison(space)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
+        comparison = _comparison(space)
         reported = report(comparison)
         labels = (
             {name: by_label(METRICS[name], comparison) for name in _BY_LABEL}
@@ -73,50 +79,84 @@ def joined_notes(messages: Sequence[str]) -> list[str]:
     return notes
 
 
-def sample_of(space: Workspace, records: Population) -> Sample:
-    """The responses of people as a sample, embedded by themselves."""
-    # Responses alone: with the requests, whatever is simulated would resemble the real.
-    return Sample(
-        records.responses, space.encoder.encode(records.responses), records.labels, records.groups
-    )
+def labels_of_contexts(records: Population) -> Sequence[str] | None:
+    """The records' labels, where contexts ask for them: each context always has the same.
+
+    A label that is part of the answer is nothing that a simulation could be held to.
+    """
+    labels = records.labels
+    if labels is None or len(set(zip(records.contexts, labels))) > len(set(records.contexts)):
+        return None
+    return labels
 
 
-def simulated_sample(
+def compared(
     space: Workspace,
-    records: Population,
     rows: Sequence[int],
     texts: Sequence[str],
     shown: Sequence[Sequence[str]],
-) -> Sample:
-    """Simulated responses to the contexts of `records` at `rows`, with the labels asked for."""
+) -> Comparison:
+    """Simulated responses to held-out contexts beside what people said to the same ones.
+
+    Args:
+        space: the run.
+        rows: which held-out record's context each text answers, [n].
+        texts: simulated, [n].
+        shown: the exemplar responses in each one's prompt, [n].
+    """
+    test = space.sides["test"].records
+    asked = sorted(set(rows))
+    place = {row: i for i, row in enumerate(asked)}
+    # Contexts that nothing was simulated for would only shift the mix.
+    real = _sample(space, test.take(np.asarray(asked)))
     written = [text or NOTHING for text in texts]
 
     def of(values: Sequence[str] | None) -> list[str] | None:
-        return None if values is None else [values[row] for row in rows]
+        return None if values is None else [values[place[row]] for row in rows]
 
     embeddings = space.encoder.encode(written)
-    return Sample(written, embeddings, of(records.labels), of(records.groups), shown)
+    simulated = Sample(written, embeddings, of(real.labels), of(real.groups), shown)
+    return Comparison(
+        real, simulated, _sample(space, space.sides["train"].records), space.config.seed
+    )
+
+
+def _sample(space: Workspace, records: Population) -> Sample:
+    """What people said, embedded by itself."""
+    contexts, groups = records.contexts, records.groups
+    # Answers to one context are not independent; where nearly every record has one of its own, a
+    # real text and the simulated ones to its context are a group. A few contexts that all are asked
+    # again and again are a design, not a sample.
+    if groups is None and 2 * len(set(contexts)) > len(contexts):
+        groups = contexts
+    # Responses alone: with the requests, whatever is simulated would resemble the real.
+    return Sample(
+        records.responses,
+        space.encoder.encode(records.responses),
+        labels_of_contexts(records),
+        groups,
+    )
 
 
 def _comparison(space: Workspace) -> Comparison:
-    test, train = space.sides["test"].records, space.sides["train"].records
     # Not splitlines(): a model may well write U+2028 and its like.
     lines = (space.path / "simulated.jsonl").read_text("utf-8").split("\n")
     responses = [json.loads(line) for line in lines if line]
     exemplars = space.components.exemplars.responses
-    simulated = simulated_sample(
+    number = len(space.sides["test"].records)
+    return compared(
         space,
-        test,
-        [response["sample"] % len(test) for response in responses],
+        [response["sample"] % number for response in responses],
         [response["text"] for response in responses],
         [(exemplars[response["exemplar"]],) for response in responses],
     )
-    return Comparison(sample_of(space, test), simulated, sample_of(space, train), space.config.seed)
 
 
 def _effective_sizes(comparison: Comparison) -> dict[str, EffectiveSize]:
-    found = {}
-    for criterion in ("label_shares", "embedding_mean", "fid"):
+    found: dict[str, EffectiveSize] = {}
+    # Label shares say nothing here: contexts, and with them labels, are those of the real texts.
+    criteria: tuple[Criterion, ...] = ("embedding_mean", "fid")
+    for criterion in criteria:
         try:
             found[criterion] = effective_sample_size(comparison, criterion)
         except DataError as error:

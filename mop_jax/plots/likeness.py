@@ -261,8 +261,9 @@ def effective_sizes(
     ]
     figure = new_figure(
         f"{num_simulated} simulated responses tell as much as real ones: {', '.join(worth)}",
-        "Error of n real training responses against the held-out ones, mean and standard deviation "
-        "over random samples;\nhorizontal: that of the simulated responses.",
+        "Error of n real training responses, to other contexts, against the held-out ones: mean "
+        "and standard deviation over random samples;\n"
+        "horizontal: that of the simulated responses to the held-out contexts.",
         body_height=2.6,
     )
     panels = figure.subplots(1, len(sizes), squeeze=False)[0]

@@ -69,7 +69,7 @@ def method_comparison(
     figure = new_figure(
         f"{first[:1].upper()}{first[1:]} beside {len(methods) - 1} other ways to simulate",
         "Points: one seed each, with 95 % intervals of texts drawn anew; dashed line: real "
-        "responses in the place of the simulated ones, the best that can be hoped for.",
+        "responses (to other contexts) in the place of the simulated ones.",
         body_height=rows * (0.24 * len(methods) + 0.75),
         note=note,
     )

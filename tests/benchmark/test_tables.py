@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mop_jax.benchmark import make_table, responses
+from mop_jax.benchmark import make_table, responses, tables
 from mop_jax.benchmark.tables import COLUMNS, markdown
 from mop_jax.errors import DataError
 from mop_jax.lm.flax_lm import FlaxLM
+from mop_jax.pipeline import RunFolder, Workspace
+from mop_jax.population import Population
 
 pytest_plugins = ("tests.run_fixtures",)
 METHODS = ["zero_shot", "few_shot_1", "uniform_mixture", "mop"]
@@ -105,6 +107,32 @@ def test_margins_are_those_against_the_best_baseline():
     assert "| mixture of personas | 0.600 ± 0.141 |" in text
 
 
+def test_margins_are_paired_by_seeds_that_all_have():
+    def row(method, seed, value):
+        return dict(zip(COLUMNS, ["d", method, "fid", seed, value, 0.0, 1.0, 0.1, 9]))
+
+    rows = [row("mop", 0, 1.0), row("mop", 1, 2.0), row("zero_shot", 0, 1.2),
+            row("few_shot_1", 0, 1.5), row("few_shot_1", 1, 2.1)]  # fmt: skip
+    text = markdown("table1", pd.DataFrame(rows, columns=COLUMNS), {"d": ["A floor.", "A floor."]})
+    assert "mixture of personas -17% against the best baseline, zero-shot" in text
+    assert text.count("- A floor.") == 1
+
+
+def test_measures_follow_the_records_that_they_compare_with(made, materials, monkeypatch):
+    """The same responses beside other real ones are measured anew."""
+    folder, table = made
+    monkeypatch.setattr(Population, "fingerprint", "0" * 64)
+    counted = []
+    measure = tables._measure
+    monkeypatch.setattr(tables, "_measure", lambda *a: counted.append(1) or measure(*a))
+    seed = folder / materials.config().name / "seed-0"
+    config = tables._configured(materials.config(), None, 0, 14)
+    space = Workspace(RunFolder(seed / "run", config))
+    rows, _ = tables._measured(space, "d", "mop", 0, seed)
+    assert counted == [1]
+    assert len(rows) == len(table[(table["method"] == "mop") & (table["seed"] == 0)])
+
+
 @pytest.mark.parametrize(
     ("table", "options", "said"),
     [
@@ -112,6 +140,7 @@ def test_margins_are_those_against_the_best_baseline():
         ("table1", {"methods": ["few_shot_2"]}, "There is no method 'few_shot_2'; there are zero"),
         ("table1", {"seeds": []}, "at least one data set, one seed and one method"),
         ("table1", {"num_samples": 1}, "num_samples is 1"),
+        ("table1", {"seeds": [1, 1]}, "seeds .* repeat themselves"),
     ],
 )
 def test_what_is_asked_for_wrongly_is_said(table, options, said, materials, tmp_path):

@@ -183,3 +183,12 @@ def test_the_order_of_texts_does_not_count(random):
         assert function(comparison(X[order], Y)) == pytest.approx(
             function(comparison(X, Y)), abs=1e-9
         )
+
+
+@pytest.mark.parametrize("test", [energy_test, mmd_test])
+def test_groups_on_one_side_only_have_no_p_value(test):
+    def grouped(seed, name):
+        return sample(gaussian(20, 3, seed), name, groups=[f"{name}{i // 4}" for i in range(20)])
+
+    with pytest.warns(UserWarning, match="no permutation p-value"):
+        assert np.isnan(test(Comparison(grouped(0, "a"), grouped(1, "b"))).p_value)

@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 
+from mop_jax import pipeline
 from mop_jax.evaluation.metrics import METRICS, Comparison
-from mop_jax.pipeline.judging import joined_notes
+from mop_jax.pipeline import RunFolder, Workspace
+from mop_jax.pipeline.judging import compared, joined_notes, labels_of_contexts
 from mop_jax.pipeline.summary import FAMILIES, likeness_tables
+from mop_jax.population import Population
 from tests.run_fixtures import read_json, read_lines
 
 pytest_plugins = ("tests.run_fixtures",)
@@ -54,3 +57,22 @@ def test_notes_that_differ_in_a_name_are_one():
     assert joined_notes([floor.format("a")]) == [
         "The noise floor of a is that of 20 and 20 real texts."
     ]
+
+
+def test_labels_count_where_contexts_ask_for_them():
+    told = Population(["a", "b", "c"], ["praise", "blame", "praise"], list("xyz"),
+                      labels=["good", "bad", "good"])  # fmt: skip
+    assert labels_of_contexts(told) == ["good", "bad", "good"]
+    answer = Population(["a", "b"], ["how was it?"] * 2, list("xy"), labels=["good", "bad"])
+    assert labels_of_contexts(answer) is None
+
+
+def test_only_contexts_that_were_answered_are_compared(copy_of_run):
+    space = Workspace(RunFolder(copy_of_run, pipeline.read_config(copy_of_run)))
+    test = space.sides["test"].records
+    rows = [4, 0, 4]
+    found = compared(space, rows, ["one", "", "three"], [("e",), (), ()])
+    assert found.real.texts == (test.responses[0], test.responses[4])
+    assert found.simulated.texts == ("one", "…", "three")
+    assert found.simulated.groups == tuple(test.groups[row] for row in rows)
+    assert found.simulated.labels == tuple(test.labels[row] for row in rows)

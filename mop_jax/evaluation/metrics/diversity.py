@@ -78,6 +78,8 @@ def _counted(text: str, n: int) -> _Counted:
 
 def _in_others(grams: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """For each entry, the greatest count of its n-gram in any other entry; zero without one."""
+    if not len(grams):
+        return counts
     order = np.lexsort((-counts, grams))
     sorted_grams, sorted_counts = grams[order], counts[order]
     first = np.append(True, sorted_grams[1:] != sorted_grams[:-1])
