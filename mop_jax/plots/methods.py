@@ -64,8 +64,8 @@ def method_comparison(
                 "an array [seeds, 4] for each."
             )
     first = methods[-1] if headline is None else headline
-    columns = min(len(values), _MANY)
-    rows = -(-len(values) // columns)
+    rows = -(-len(values) // _MANY)
+    columns = -(-len(values) // rows)
     figure = new_figure(
         f"{first[:1].upper()}{first[1:]} beside {len(methods) - 1} other ways to simulate",
         "Points: one seed each, with 95 % intervals of texts drawn anew; dashed line: real "
