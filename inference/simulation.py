@@ -21,6 +21,8 @@ from mop_jax.lm.base import NO_TRUNCATION, Generation, SamplingModel, Truncation
 from mop_jax.prompts import PromptBuilder
 
 _COMPONENT_STREAM = 2**31
+# Exemplars' logits of all draws at a time, about.
+_GATE_BYTES = 2**28
 
 
 class ComponentDraws(NamedTuple):
@@ -101,36 +103,40 @@ def draw_components(
     num_draws = posterior.num_draws
     # Not the samples' own keys, from which the language model draws their tokens.
     root = jax.random.fold_in(jax.random.key(seed), _COMPONENT_STREAM)
-    draws, personas, exemplars, heats, log_probs = [], [], [], [], []
-    used, place = np.unique(context_index, return_inverse=True)
-    mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
-    gate = gate_at(posterior, np.asarray(context_embeddings)[used], leave_out=mask)
-    persona_log_probs = np.asarray(gate.persona_log_probs)
-    record_logits = np.asarray(gate.exemplar_record_logits)
-    persona_logits = np.asarray(gate.exemplar_persona_logits)
-    temperature = np.asarray(gate.temperature)
     keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(samples.astype(np.uint32))
     uniforms = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys), np.float64)
-    for n, (u_draw, u_persona, u_exemplar) in zip(place, uniforms, strict=True):
-        s = min(int(u_draw * num_draws), num_draws - 1)
-        k = _invert(persona_log_probs[s, n], u_persona)
-        omega = record_logits[s, n] + persona_logits[s, k]
-        omega = omega - np.logaddexp.reduce(omega)
-        j = _invert(omega, u_exemplar)
-        draws.append(s)
-        personas.append(k)
-        exemplars.append(j)
-        heats.append(temperature[s, k])
-        log_probs.append(persona_log_probs[s, n, k] + omega[j])
-    return ComponentDraws(
-        samples,
-        context_index,
-        np.asarray(draws, int),
-        np.asarray(personas, int),
-        np.asarray(exemplars, int),
-        np.asarray(heats, float),
-        np.asarray(log_probs, float),
-    )
+    used, place = np.unique(context_index, return_inverse=True)
+    mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
+    embeddings = np.asarray(context_embeddings)[used]
+    drawn = [np.zeros(len(samples), kind) for kind in (int, int, int, float, float)]
+    # Logits of all draws, contexts and exemplars together would take gigabytes.
+    row_bytes = 4 * num_draws * posterior.data.num_exemplars
+    size = min(len(used), max(1, int(_GATE_BYTES // row_bytes)))
+    for begin in range(0, len(used), size):
+        # Every block as large as the others, so that one program serves all.
+        rows = np.minimum(np.arange(begin, begin + size), len(used) - 1)
+        gate = gate_at(posterior, embeddings[rows], leave_out=None if mask is None else mask[rows])
+        arrays = [np.asarray(array) for array in gate]
+        inside = (place >= begin) & (place < begin + size)
+        for i in np.flatnonzero(inside):
+            path = _draw_path(arrays, place[i] - begin, uniforms[i])
+            for values, value in zip(drawn, path, strict=True):
+                values[i] = value
+    return ComponentDraws(samples, context_index, *drawn)
+
+
+def _draw_path(
+    gate: Sequence[np.ndarray], n: int, uniforms: np.ndarray
+) -> tuple[int, int, int, float, float]:
+    """Draw, persona, exemplar, temperature and log-probability of one sample in context n."""
+    persona_log_probs, record_logits, persona_logits, temperature = gate
+    u_draw, u_persona, u_exemplar = uniforms
+    s = min(int(u_draw * len(temperature)), len(temperature) - 1)
+    k = _invert(persona_log_probs[s, n], u_persona)
+    omega = record_logits[s, n] + persona_logits[s, k]
+    omega = omega - np.logaddexp.reduce(omega)
+    j = _invert(omega, u_exemplar)
+    return s, k, j, temperature[s, k], persona_log_probs[s, n, k] + omega[j]
 
 
 def simulate(

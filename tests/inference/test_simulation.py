@@ -12,7 +12,7 @@ from numpyro.infer import Predictive
 from scipy.stats import chisquare
 
 from mop_jax.errors import DataError
-from mop_jax.inference import gate_at, make_posterior, simulate
+from mop_jax.inference import gate_at, make_posterior, simulate, simulation
 from mop_jax.inference.simulation import draw_components
 from mop_jax.lm.base import Truncation
 from mop_jax.models import mixture_of_personas
@@ -113,6 +113,23 @@ def test_a_path_reports_its_temperature_and_probability(posterior, data, gate):
         np.testing.assert_allclose(paths.log_prob[i], expected, atol=1e-5)
     np.testing.assert_array_equal(paths.context, context)
     np.testing.assert_array_equal(paths.sample, np.arange(60))
+
+
+@pytest.mark.parametrize("contexts_at_a_time", [1, 2])
+def test_contexts_in_portions_give_the_same_paths(posterior, data, monkeypatch, contexts_at_a_time):
+    context = np.arange(60) % 3
+    whole = draw(posterior, data, context, seed=4)
+    monkeypatch.setattr(simulation, "_GATE_BYTES", contexts_at_a_time * 4 * 7 * 5)
+    asked = []
+    gate = simulation.gate_at
+    monkeypatch.setattr(
+        simulation, "gate_at", lambda p, x, **rest: asked.append(len(x)) or gate(p, x, **rest)
+    )
+    parts = draw(posterior, data, context, seed=4)
+    assert asked == [contexts_at_a_time] * (3 // contexts_at_a_time + 3 % contexts_at_a_time)
+    for field in ("sample", "context", "draw", "persona", "exemplar"):
+        np.testing.assert_array_equal(getattr(parts, field), getattr(whole, field))
+    np.testing.assert_allclose(parts.log_prob, whole.log_prob, atol=1e-5)
 
 
 def test_a_sample_depends_on_seed_and_number_only(posterior, data):
