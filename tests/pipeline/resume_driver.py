@@ -130,6 +130,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "evaluate, scoring": lambda: at_append(2),
     "evaluate, metrics": lambda: before_move("metrics.json"),
     "simulate, second batch": lambda: at_response(18),
+    "likeness": lambda: before_move("likeness.json"),
     "figures": lambda: before_move("held_out.png"),
 }
 
