@@ -5,6 +5,7 @@ Shape suffixes: L layers, B rows, K key/value heads, E head width, S slots of a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,6 +40,10 @@ class KVCache(NamedTuple):
         """The first `size` slots of each row, with empty ones behind where there are fewer."""
         return KVCache(_fit(self.keys, size, -1), _fit(self.values, size, -2), self.lengths)
 
+    def rows(self, rows: Array) -> KVCache:
+        """Some rows [R] of it."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.lengths[rows])
+
 
 class UnstackedCache(NamedTuple):
     """A `KVCache` whose layers are arrays of their own; see `mop_jax.lm.unstacked`.
@@ -57,14 +62,6 @@ class UnstackedCache(NamedTuple):
     def size(self) -> int:
         """S, slots of a row."""
         return self.values[0].shape[-2]
-
-    def resized(self, size: int) -> UnstackedCache:
-        """The first `size` slots of each row, with empty ones behind where there are fewer."""
-        return UnstackedCache(
-            tuple(_fit(keys, size, -1) for keys in self.keys),
-            tuple(_fit(values, size, -2) for values in self.values),
-            self.lengths,
-        )
 
 
 def empty_cache(config: DecoderConfig, num_rows: int, size: int, dtype: jnp.dtype) -> KVCache:
@@ -91,6 +88,12 @@ def _fit(x: Array, size: int, axis: int) -> Array:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, max(0, size - x.shape[axis]))
     return jax.lax.slice_in_dim(jnp.pad(x, widths), 0, size, axis=axis % x.ndim)
+
+
+@partial(jax.jit, static_argnames="size")
+def resized_layer(keys: Array, values: Array, *, size: int) -> tuple[Array, Array]:
+    """One layer of an `UnstackedCache` with `size` slots a row; see `KVCache.resized`."""
+    return _fit(keys, size, -1), _fit(values, size, -2)
 
 
 class Cached(NamedTuple):

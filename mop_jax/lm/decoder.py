@@ -15,7 +15,6 @@ K key/value heads, E head width, D hidden width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from mop_jax.lm.attention import (
     softcap,
     within_window,
 )
-from mop_jax.lm.cache import Cached, KVCache, OwnCache, UnstackedCache, empty_cache
+from mop_jax.lm.cache import Cached, KVCache, OwnCache, empty_cache
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.layers import MLP, Embed, Turned, Weights, norm
 
@@ -89,11 +88,18 @@ class DecoderLayer(nnx.Module):
         return x_nd + self.post_feedforward_layernorm(update), new
 
 
-class UnstackedLayer(NamedTuple):
-    """A layer by itself, with the joined input projections of its two blocks."""
+class StepContext(NamedTuple):
+    """What layers need to know of a step of decoding.
 
-    module: DecoderLayer
-    inputs: tuple[Inputs, Inputs]
+    Attributes:
+        places: int32 [B], where the tokens go; out of range for rows that are not live.
+        far: mask [B, 1, S] and rotation of layers that see everything.
+        near: those of sliding layers.
+    """
+
+    places: Array
+    far: tuple[Array, tuple[Array, Array] | None]
+    near: tuple[Array, tuple[Array, Array] | None]
 
 
 class Decoder(nnx.Module):
@@ -162,44 +168,36 @@ class Decoder(nnx.Module):
         hidden = self._unpack(self.norm(x_nd), tokens_bt.shape, context)
         return hidden, KVCache(keys, values, lengths_b)
 
-    def step(
-        self,
-        cache: UnstackedCache,
-        tokens_b: Array,
-        live_b: Array,
-        layers: Sequence[UnstackedLayer],
-    ) -> tuple[Array, UnstackedCache]:
-        """`extend` by one token a row, through layers that were laid out one by one.
+    def begin_step(
+        self, tokens_b: Array, lengths_b: Array, live_b: Array, size: int
+    ) -> tuple[Array, StepContext]:
+        """What comes before the layers where one token a row is run, layer by layer.
 
         Args:
-            cache: what came before; there is room for a token in live rows.
             tokens_b: int32 [B].
+            lengths_b: int32 [B], what the rows' caches hold; there is room for a token in live
+                rows.
             live_b: bool [B]; nothing is put into the other rows, and what comes of them means
                 nothing.
-            layers: see `mop_jax.lm.unstacked`.
+            size: slots of a row.
 
         Returns:
-            Normalised hidden states [B, D], and the cache with the tokens' keys and values.
+            The residual stream [B, D], and what the layers need to know; see `OwnCache`.
         """
-        config, size = self.config, cache.size
-        context = self._context(cache, 1, live_b.astype(jnp.int32), None, None)
-        grown = cache.lengths + live_b
-        mask = (jnp.arange(size) < grown[:, None])[:, None]
-        window = config.sliding_window or size
-        near = within_window(cache.lengths[:, None], size, window)[..., :size]
-        places = jnp.where(live_b, cache.lengths, size)
-        x_nd = self._embed(tokens_b[:, None], context)
-        keys, values = [], []
-        slides = config.sliding_layers or (False,) * len(layers)
-        for index, (layer, slide) in enumerate(zip(layers, slides, strict=True)):
-            own = OwnCache(cache.keys[index], cache.values[index], places)
-            seen, rotation = mask, context.rotation
-            if slide:
-                seen, rotation = mask & near, context.local_rotation
-            x_nd, (k, v) = layer.module(x_nd, own, seen, rotation, None, layer.inputs)
-            keys.append(k)
-            values.append(v)
-        return self.norm(x_nd), UnstackedCache(tuple(keys), tuple(values), grown)
+        config = self.config
+        positions = lengths_b
+        x_bd = self.embed_tokens.embedding[...][tokens_b]
+        x_bd = x_bd * jnp.asarray(config.embedding_scale, x_bd.dtype)
+        if config.learned_positions:
+            x_bd = x_bd + self.embed_positions.embedding[...][positions]
+            far_rotation = near_rotation = None
+        else:
+            far_rotation = rotary(config, positions)
+            near_rotation = rotary(config, positions, local=True)
+        mask = (jnp.arange(size) < (lengths_b + live_b)[:, None])[:, None]
+        near = within_window(positions[:, None], size, config.sliding_window or size)[..., :size]
+        places = jnp.where(live_b, lengths_b, size)
+        return x_bd, StepContext(places, (mask, far_rotation), (mask & near, near_rotation))
 
     def extend_chunks(
         self,
@@ -266,9 +264,7 @@ class Decoder(nnx.Module):
         context = self._context(cache, tokens_bt.shape[1], lengths_b, rows_b, packed)
         return context, self._embed(tokens_bt, context)
 
-    def _context(
-        self, cache: KVCache | UnstackedCache, length, lengths_b, rows_b, packed
-    ) -> Context:
+    def _context(self, cache, length, lengths_b, rows_b, packed) -> Context:
         config = self.config
         offsets = cache.lengths if rows_b is None else cache.lengths[rows_b]
         positions_bt = offsets[:, None] + jnp.arange(length)

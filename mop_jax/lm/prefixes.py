@@ -6,6 +6,7 @@ An exemplar's row continues its persona's; what is scored or sampled attends to 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -264,6 +265,7 @@ def prefix_pools(
     skip: np.ndarray | None = None,
     mesh: Mesh | None = None,
     kept: KeptPool | None = None,
+    most_rows: float = math.inf,
 ) -> Iterator[tuple[PrefixPool, list[int]]]:
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
@@ -278,12 +280,14 @@ def prefix_pools(
         skip: bool [n], work that is done; pools that nothing else needs are not run.
         mesh: the decoder's.
         kept: where the pool of earlier work with the same decoder may be found.
+        most_rows: of a pool, prefixes' parents counted; as many as the memory holds by default.
 
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
     """
     paths = _paths(prefixes, wanted)
     sizes, row_bytes = _row_size(decoder, paths, mesh)
+    memory = min(memory, most_rows * row_bytes)
     groups, num_rows = _groups(paths, row_bytes, memory)
     shapes = segment_shapes(paths.values(), num_rows)
     weights = jax.tree.leaves(nnx.state(decoder))
@@ -372,7 +376,8 @@ def _groups(
     counts: list[int] = []
     for i, path in paths.items():
         nodes = {path[:depth] for depth in range(1, len(path) + 1)}
-        if not groups or (len(held | nodes) + 1) * row_bytes > memory:
+        # Equal paths take one row, and never a pool of their own.
+        if not groups or (nodes - held and (len(held | nodes) + 1) * row_bytes > memory):
             groups.append([])
             counts.append(0)
             held = set()

@@ -1,10 +1,11 @@
 """Ancestral sampling of responses on shared prefixes, in slots that refill.
 
 A slot is a row of one batch: it holds the keys and values of a prompt and of the response drawn so
-far. When a response ends, its slot takes the next sample that waits: the prefix's row of the pool
-is copied in, the request is run, and drawing goes on; long responses do not hold short ones up. The
-device draws on its own until enough slots are free, then the host collects and refills. Few shapes
-occur, and the slots are updated in place.
+far. When a response ends, its slot takes the next sample that waits: the prompt's row of a pool is
+copied in, and drawing goes on; long responses do not hold short ones up. Prompts are run in pools a
+few times as large as the slots, what they share once and requests side by side. The device draws on
+its own until enough slots are free, then the host collects and refills. Few shapes occur, and the
+slots are updated in place.
 
 Each sample draws from a key of its own, `fold_in(seed, sample id)`, folded again with the position:
 its text does not depend on what is drawn beside it, on the order, or on the number of slots.
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from jax import Array
 from jax.sharding import Mesh
 
@@ -28,27 +28,17 @@ from mop_jax.lm.base import NO_TRUNCATION, Ends, TokenIds, Truncation
 from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.memory import default_memory, is_out_of_memory, kv_bytes_per_token
-from mop_jax.lm.mesh import MODEL, made_on, num_lanes, replicate, shard_rows, to_host
-from mop_jax.lm.planning import by_backend, pad
+from mop_jax.lm.mesh import MODEL, num_lanes, replicate, to_host
+from mop_jax.lm.planning import by_backend
 from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, prefix_pools
-from mop_jax.lm.slots import (
-    advance,
-    end_table,
-    idle_slots,
-    place_prompts,
-    resize,
-    run_prompts,
-    slots_sharding,
-    windows,
-)
-from mop_jax.lm.unstacked import unstacked_layers
+from mop_jax.lm.slots import Whole, end_table, windows
+from mop_jax.lm.unstacked import Layerwise, has_room
 
 # On each device along `data`.
 SLOTS = {"cpu": 32}
 SLOTS_ACCELERATOR = 128
-# Twice as many where each has this many responses to draw: what it saves (on two CPU cores,
-# an eighth of a slot's time) is then more than what stands idle while the last ones end.
-MANY = 32
+# Prompts that wait in a pool, for each slot: they are run, and dropped, in step with the slots.
+POOL_ROWS = 4
 # Slots are refilled when this share of them is free: a smaller one leaves fewer idle, a larger one
 # runs more requests at a time.
 REFILL_SHARE = 1 / 8
@@ -183,8 +173,9 @@ class _Work:
     ):
         """Decides on the slots; the arguments are those of `sample_pairs`, by sample."""
         self._decoder, self._max_new_tokens = decoder, max_new_tokens
-        self._graph, self._state = nnx.split(decoder)
-        self._structure, self._layers = unstacked_layers(decoder, mesh)
+        # Accelerators read stacked weights as they lie, and a mesh splits them.
+        alone = jax.default_backend() == "cpu" and mesh is None and has_room(decoder)
+        self._runner = Layerwise(decoder) if alone else Whole(decoder, mesh)
         self._temperature, self._sample_ids = temperature, sample_ids
         self._prompt_lengths, self._mesh = prompt_lengths, mesh
         # As plain numbers: typed keys cannot be put on devices of other hosts.
@@ -203,12 +194,9 @@ class _Work:
         needed = -(-len(sample_ids) // 4) * 4
         fitting = int(_SHARE_OF_BUDGET * memory / slot_bytes)
         most = by_backend(SLOTS, SLOTS_ACCELERATOR)
-        if len(sample_ids) >= MANY * most * lanes:
-            most *= 2
         each = min(most, -(-needed // lanes), max(MIN_REFILL, fitting))
         # What slots leave is for prefixes, and stays so when there are fewer slots later on.
         self._memory = max(memory - each * slot_bytes, (1 - _SHARE_OF_BUDGET) * memory)
-        self._shardings = slots_sharding(mesh, decoder.config)
         self._set_slots(each)
         self.slot_steps = 0
 
@@ -249,27 +237,18 @@ class _Work:
 
         Yields what is handed to `on_samples`.
         """
-        self._slots = made_on(
-            self._shardings, idle_slots, self._decoder.config, self._decoder.dtype,
-            self.num_slots, self._windows[0], self._max_new_tokens, self._structure is not None,
-        )  # fmt: skip
-        lengths = np.asarray([len(requests[r]) for r in pairs[:, 1]])
-        longest = -(-int(lengths.max()) // 8) * 8
-        # The longest that may meet in a refill: no batch has more real tokens.
-        most = int(np.sort(lengths)[-self.num_refill :].sum())
-        # Rows that only fill a batch run one token.
-        most += max(0, self.num_refill - len(lengths))
-        packed = -(-most // 16) * 16 if self._mesh is None else None
+        self._slots = self._runner.idle(self.num_slots, self._windows[0], self._max_new_tokens)
         done = self._done if skip is None else self._done | skip
-        pools = prefix_pools(self._decoder, prefixes, pairs[:, 0], self._memory, done, self._mesh)
+        # All but the last token: that one is run when the first token is drawn.
+        prompts = [(*prefixes[p], requests[r][:-1]) for p, r in pairs]
+        pools = prefix_pools(
+            self._decoder, prompts, np.arange(len(pairs)), self._memory, done, self._mesh,
+            most_rows=POOL_ROWS * self.num_slots,
+        )  # fmt: skip
         for pool, members in pools:
             for batch in self.batches([i for i in members if not done[i]]):
                 yield from self.run_until_free(len(batch))
-                tokens, counts = pad(
-                    [requests[pairs[i, 1]] for i in batch], longest, self.num_refill
-                )
-                prefixes_of = [int(pairs[i, 0]) for i in batch]
-                self.refill(pool, tokens, counts, batch, prefixes_of, packed)
+                self.refill(pool, batch, [int(requests[pairs[i, 1]][-1]) for i in batch])
             # Gone before the next one is made: the budget is for one.
             del pool
         yield from self.run_until_free(self.num_slots)
@@ -283,49 +262,33 @@ class _Work:
         for begin in range(0, len(order), self.num_refill):
             yield order[begin : begin + self.num_refill]
 
-    def refill(
-        self,
-        pool: PrefixPool,
-        tokens: np.ndarray,
-        lengths: np.ndarray,
-        batch: list[int],
-        prefixes: list[int],
-        packed: int | None,
-    ) -> None:
-        """Gives free slots the samples `batch`, whose requests are `tokens`."""
-        rows = np.zeros(self.num_refill, np.int32)
-        rows[: len(batch)] = [pool.row_of[i] for i in prefixes]
-        inputs = shard_rows(self._mesh, (tokens, np.maximum(lengths, 1), rows))
-        prompts = run_prompts(self._graph, self._state, pool.cache, *inputs, packed=packed)
+    def refill(self, pool: PrefixPool, batch: list[int], last_tokens: list[int]) -> None:
+        """Gives free slots the samples `batch`, whose prompts end with `last_tokens`."""
+        rows, pending = np.zeros((2, self.num_refill), np.int32)
+        rows[: len(batch)] = [pool.row_of[i] for i in batch]
+        pending[: len(batch)] = last_tokens
         free = np.flatnonzero(self._owner < 0)[: len(batch)]
         places = np.full(self.num_refill, OUT_OF_RANGE, np.int32)
         places[: len(batch)] = free
-        self._owner[free], self._filled[free] = batch, self._prompt_lengths[batch]
+        self._owner[free], self._filled[free] = batch, self._prompt_lengths[batch] - 1
         self._fit()
-        self._slots = place_prompts(
-            self._slots, prompts, replicate(self._mesh, places), self._shardings
-        )
+        self._slots = self._runner.place(self._slots, pool.cache, rows, pending, places)
 
     def run_until_free(self, wanted: int) -> Iterator[tuple[np.ndarray, Samples]]:
         """Draws until that many slots are free, and yields what has ended."""
         while (missing := wanted - int((self._owner < 0).sum())) > 0:
             self._fit()
             owner = np.maximum(self._owner, 0)
-            by_slot = (self._sample_ids[owner].astype(np.uint32), self._temperature[owner])
-            self._slots, steps = advance(
-                self._graph,
-                self._state,
+            self._slots, steps = self._runner.advance(
                 self._slots,
                 self._root,
-                *shard_rows(self._mesh, by_slot),
+                self._sample_ids[owner].astype(np.uint32),
+                self._temperature[owner],
                 self._end_ids,
                 self._truncation,
                 min(missing, self.num_refill),
-                self._shardings,
-                self._structure,
-                self._layers,
             )
-            self.slot_steps += int(to_host(steps)) * self.num_slots
+            self.slot_steps += steps * self.num_slots
             yield from self._collect()
 
     def _fit(self) -> None:
@@ -333,7 +296,7 @@ class _Work:
         needed = max(self._filled[self._owner >= 0], default=0) + 1
         size = next((size for size in self._windows if size >= needed), self._windows[-1])
         if size != self._slots.cache.size:
-            self._slots = resize(self._slots, size=size, shardings=self._shardings)
+            self._slots = self._runner.resize(self._slots, size)
 
     def _collect(self) -> Iterator[tuple[np.ndarray, Samples]]:
         slots = self._slots

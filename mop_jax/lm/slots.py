@@ -17,12 +17,20 @@ from jax import Array
 from jax.sharding import Mesh
 
 from mop_jax.lm.base import Ends
-from mop_jax.lm.cache import KVCache, UnstackedCache, empty_cache, empty_unstacked_cache
+from mop_jax.lm.cache import KVCache, empty_cache
 from mop_jax.lm.config import DecoderConfig
+from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.drawing import TruncationArrays, draw_tokens
-from mop_jax.lm.mesh import cache_sharding, constrain, row_sharding
+from mop_jax.lm.mesh import (
+    cache_sharding,
+    constrain,
+    made_on,
+    replicate,
+    row_sharding,
+    shard_rows,
+    to_host,
+)
 from mop_jax.lm.prefixes import OUT_OF_RANGE, append
-from mop_jax.lm.unstacked import merged
 
 # Caches of up to this many tokens a slot are not cut to what is in use: little would be saved.
 SHORT_WINDOW = 256
@@ -30,12 +38,16 @@ SHORT_WINDOW = 256
 ANY_ID = -1
 
 
+Cache = Any
+"""A `KVCache`, or an `UnstackedCache` where layers are run one by one."""
+
+
 class Slots(NamedTuple):
     """What the device holds of B slots.
 
     Attributes:
-        cache: keys and values of prompt and response.
-        hidden: [B, D], predicts the next token.
+        cache: keys and values of prompt and response, but for the last token.
+        pending: int32 [B], that last token, which is run next.
         tokens: int32 [B, M], drawn so far.
         log_probs: float32 [B, M], of the tokens drawn.
         counts: int32 [B], how many.
@@ -44,8 +56,8 @@ class Slots(NamedTuple):
         faulty: bool [B], whether its logits were not finite.
     """
 
-    cache: KVCache | UnstackedCache
-    hidden: Array
+    cache: Cache
+    pending: Array
     tokens: Array
     log_probs: Array
     counts: Array
@@ -54,126 +66,177 @@ class Slots(NamedTuple):
     faulty: Array
 
 
-class Prompts(NamedTuple):
-    """Prompts that have been run: their keys and values, and the last hidden states [R, D]."""
-
-    cache: KVCache
-    hidden: Array
-
-
-def idle_slots(
-    config: DecoderConfig,
-    dtype: jnp.dtype,
-    num_slots: int,
-    size: int,
-    max_new_tokens: int,
-    by_layer: bool = False,
-) -> Slots:
-    """Slots without work; `size` is the number of tokens that each can hold."""
+def idle(cache: Cache, num_slots: int, max_new_tokens: int) -> Slots:
+    """Slots without work."""
     shape = (num_slots, max_new_tokens)
-    empty = empty_unstacked_cache if by_layer else empty_cache
     return Slots(
-        empty(config, num_slots, size, dtype),
-        jnp.zeros((num_slots, config.hidden_size), dtype),
+        cache,
+        jnp.zeros(num_slots, jnp.int32),
         jnp.zeros(shape, jnp.int32),
         jnp.zeros(shape, jnp.float32),
         *(jnp.zeros(num_slots, dtype) for dtype in (jnp.int32, bool, bool, bool)),
     )
 
 
-def slots_sharding(mesh: Mesh | None, config: DecoderConfig) -> Slots | None:
-    """Where slots lie, as slots of shardings: split over `data`, heads over `model`."""
-    cache = cache_sharding(mesh, config, rows_over_data=True)
-    if mesh is None or cache is None:
-        return None
-    rows: Any = row_sharding(mesh)
-    return Slots(cache, *[rows] * (len(Slots._fields) - 1))
+def placed(slots: Slots, pending: Array, places: Array) -> Slots:
+    """Slots in which the responses at `places` are to begin; those out of range are dropped.
 
-
-@partial(jax.jit, static_argnames=("graph", "packed"))
-def run_prompts(graph, state, pool: KVCache, tokens, lengths, rows, packed=None) -> Prompts:
-    """Runs requests [R, T] after the pool's rows; both are in the result.
-
-    Of all tokens together at most `packed` are real, where that is given.
+    Args:
+        slots: their cache is not looked at.
+        pending: int32 [R], the last tokens of the prompts.
+        places: int32 [R].
     """
-    hidden, new = nnx.merge(graph, state).extend(pool, tokens, lengths, rows, packed=packed)
-    prefix = KVCache(pool.keys[:, rows], pool.values[:, rows], pool.lengths[rows])
-    last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return Prompts(append(prefix.resized(pool.size + tokens.shape[1]), new), last)
-
-
-# Apart from `run_prompts`, so that the donated slots are only written: see `place_rows`.
-@partial(jax.jit, donate_argnames="slots", static_argnames="shardings")
-def place_prompts(
-    slots: Slots, prompts: Prompts, places: Array, shardings: Slots | None = None
-) -> Slots:
-    """Puts prompts into the slots at `places`; those out of range are dropped."""
-    width = min(slots.cache.size, prompts.cache.size)
-    new = prompts.cache.resized(width)
 
     def put(old: Array, value) -> Array:
         return old.at[places].set(value, mode="drop")
 
-    def put_keys(old: Array, value) -> Array:
-        return old.at[..., places, :, :, :width].set(value, mode="drop")
-
-    def put_values(old: Array, value) -> Array:
-        return old.at[..., places, :, :width, :].set(value, mode="drop")
-
-    old, lengths = slots.cache, put(slots.cache.lengths, new.lengths)
-    cache: KVCache | UnstackedCache
-    if isinstance(old, UnstackedCache):
-        keys, values = map(put_keys, old.keys, new.keys), map(put_values, old.values, new.values)
-        cache = UnstackedCache(tuple(keys), tuple(values), lengths)
-    else:
-        cache = KVCache(put_keys(old.keys, new.keys), put_values(old.values, new.values), lengths)
-    placed = Slots(
-        cache,
-        put(slots.hidden, prompts.hidden),
-        slots.tokens,
-        slots.log_probs,
-        put(slots.counts, 0),
-        put(slots.live, True),
-        put(slots.ended, False),
-        slots.faulty,
+    return slots._replace(
+        pending=put(slots.pending, pending),
+        counts=put(slots.counts, 0),
+        live=put(slots.live, True),
+        ended=put(slots.ended, False),
     )
-    return constrain(placed, shardings)
+
+
+def drawn(
+    slots: Slots,
+    logits: Array,
+    keys: Array,
+    temperature: Array,
+    end_ids: Array,
+    truncation: TruncationArrays,
+) -> Slots:
+    """Slots with one more token drawn in each that is live.
+
+    Args:
+        slots: their cache is not looked at.
+        logits: float32 [B, V], of the next token.
+        keys: [B], of the samples.
+        temperature: float32 [B].
+        end_ids: see `Whole.advance`.
+        truncation: which tokens may be drawn.
+    """
+    step_keys = jax.vmap(jax.random.fold_in)(keys, slots.counts)
+    token, log_prob = draw_tokens(step_keys, logits, temperature, truncation)
+    num_slots, longest = slots.tokens.shape
+    rows, place = jnp.arange(num_slots), jnp.where(slots.live, slots.counts, OUT_OF_RANGE)
+    counts = slots.counts + slots.live
+    tokens = slots.tokens.at[rows, place].set(token, mode="drop")
+    ended = slots.live & _ends_with(tokens, counts, end_ids)
+    return Slots(
+        slots.cache,
+        token,
+        tokens,
+        slots.log_probs.at[rows, place].set(log_prob, mode="drop"),
+        counts,
+        slots.live & ~ended & (counts < longest),
+        slots.ended | ended,
+        # A NaN or +∞ anywhere, or −∞ everywhere, is found in the maximum.
+        slots.faulty | (slots.live & ~jnp.isfinite(logits.max(axis=-1))),
+    )
+
+
+class Whole:
+    """Slots that a device draws in by itself, all layers in one program; on a mesh, too."""
+
+    def __init__(self, decoder: Decoder, mesh: Mesh | None = None):
+        """`mesh` is the decoder's; slots are split over `data`, heads over `model`."""
+        self._config, self._dtype, self._mesh = decoder.config, decoder.dtype, mesh
+        self._graph, self._state = nnx.split(decoder)
+        cache = cache_sharding(mesh, decoder.config, rows_over_data=True)
+        rows: Any = None if mesh is None else row_sharding(mesh)
+        self._shardings = (
+            None if cache is None else Slots(cache, *[rows] * (len(Slots._fields) - 1))
+        )
+
+    def idle(self, num_slots: int, size: int, max_new_tokens: int) -> Slots:
+        """Slots without work; `size` is the number of tokens that each can hold."""
+        return made_on(
+            self._shardings, _idle, self._config, self._dtype, num_slots, size, max_new_tokens
+        )
+
+    def place(self, slots: Slots, pool: KVCache, rows, pending, places) -> Slots:
+        """Puts prompts into slots.
+
+        Args:
+            slots: donated.
+            pool: holds the prompts but for their last tokens.
+            rows: int32 [R], of the pool.
+            pending: int32 [R], the last tokens.
+            places: int32 [R], slots; those out of range are dropped.
+        """
+        inputs = replicate(self._mesh, (rows, pending, places))
+        return _place(slots, pool, *inputs, shardings=self._shardings)
+
+    def resize(self, slots: Slots, size: int) -> Slots:
+        """Slots that can hold `size` tokens each."""
+        return _resize(slots, size=size, shardings=self._shardings)
+
+    def advance(
+        self, slots: Slots, root, sample_ids, temperature, end_ids,
+        truncation: TruncationArrays, enough: int,
+    ) -> tuple[Slots, int]:  # fmt: skip
+        """Draws tokens in the live slots until `enough` responses are over, or one has no room.
+
+        Args:
+            slots: donated.
+            root: key of the seed.
+            sample_ids: uint32 [B], of the samples in the slots.
+            temperature: float32 [B].
+            end_ids: int32 [E, L], what ends a response, filled up with `ANY_ID` in front; or [E].
+            truncation: which tokens may be drawn.
+            enough: how many responses.
+
+        Returns:
+            The slots, and the number of steps.
+        """
+        by_slot = shard_rows(self._mesh, (sample_ids, temperature))
+        slots, steps = _advance(
+            self._graph, self._state, slots, root, *by_slot, end_ids, truncation, enough,
+            shardings=self._shardings,
+        )  # fmt: skip
+        return slots, int(to_host(steps))
+
+
+def _idle(
+    config: DecoderConfig, dtype: jnp.dtype, num_slots: int, size: int, max_new_tokens: int
+) -> Slots:
+    return idle(empty_cache(config, num_slots, size, dtype), num_slots, max_new_tokens)
+
+
+@partial(jax.jit, donate_argnames="slots", static_argnames="shardings")
+def _place(
+    slots: Slots,
+    pool: KVCache,
+    rows: Array,
+    pending: Array,
+    places: Array,
+    *,
+    shardings: Slots | None,
+) -> Slots:
+    # The rows first: cutting the pool would copy the whole of it.
+    old, width = slots.cache, min(slots.cache.size, pool.size)
+    new = pool.rows(rows).resized(width)
+    cache = KVCache(
+        old.keys.at[:, places, :, :, :width].set(new.keys, mode="drop"),
+        old.values.at[:, places, :, :width].set(new.values, mode="drop"),
+        old.lengths.at[places].set(new.lengths, mode="drop"),
+    )
+    return constrain(placed(slots, pending, places)._replace(cache=cache), shardings)
 
 
 @partial(jax.jit, static_argnames=("size", "shardings"))
-def resize(slots: Slots, *, size: int, shardings: Slots | None = None) -> Slots:
-    """Slots that can hold `size` tokens each."""
+def _resize(slots: Slots, *, size: int, shardings: Slots | None) -> Slots:
     return constrain(slots._replace(cache=slots.cache.resized(size)), shardings)
 
 
-@partial(jax.jit, static_argnames=("graph", "structure", "shardings"), donate_argnames="slots")
-def advance(
+@partial(jax.jit, static_argnames=("graph", "shardings"), donate_argnames="slots")
+def _advance(
     graph, state, slots: Slots, root, sample_ids, temperature, end_ids,
-    truncation: TruncationArrays, enough, shardings: Slots | None = None,
-    structure=None, layers=(),
+    truncation: TruncationArrays, enough, *, shardings: Slots | None,
 ):  # fmt: skip
-    """Draws tokens in the live slots until `enough` responses are over, or a slot has no room.
-
-    Args:
-        graph: the decoder's structure.
-        state: the decoder's weights.
-        slots: donated.
-        root: key of the seed.
-        sample_ids: uint32 [B], of the samples in the slots.
-        temperature: float32 [B].
-        end_ids: int32 [E, L], what ends a response, filled up with `ANY_ID` in front; or [E].
-        truncation: which tokens may be drawn.
-        enough: how many responses.
-        shardings: where the slots lie, on a mesh.
-        structure: of the layers one by one; see `unstacked_layers`.
-        layers: their weights.
-
-    Returns:
-        The slots, and the number of steps.
-    """
-    decoder, one_by_one = nnx.merge(graph, state), merged(structure, layers)
+    decoder = nnx.merge(graph, state)
     keys = jax.vmap(partial(jax.random.fold_in, root))(sample_ids)
-    num_slots, longest = slots.tokens.shape
     num_live = slots.live.sum()
     size = slots.cache.size
 
@@ -185,30 +248,14 @@ def advance(
 
     def draw(carry):
         now, steps = carry
-        logits = decoder.next_logits(now.hidden)
-        step_keys = jax.vmap(jax.random.fold_in)(keys, now.counts)
-        token, log_prob = draw_tokens(step_keys, logits, temperature, truncation)
-        rows, place = jnp.arange(num_slots), jnp.where(now.live, now.counts, OUT_OF_RANGE)
-        counts = now.counts + now.live
-        tokens = now.tokens.at[rows, place].set(token, mode="drop")
-        ended = now.live & _ends_with(tokens, counts, end_ids)
-        live = now.live & ~ended & (counts < longest)
-        cache: KVCache | UnstackedCache
-        if one_by_one is None or isinstance(now.cache, KVCache):
-            hidden, new = decoder.extend(now.cache, token[:, None], live.astype(jnp.int32))
-            hidden, cache = hidden[:, 0], append(now.cache, new)
-        else:
-            hidden, cache = decoder.step(now.cache, token, live, one_by_one)
-        following = Slots(
-            cache,
-            hidden,
-            tokens,
-            now.log_probs.at[rows, place].set(log_prob, mode="drop"),
-            counts,
-            live,
-            now.ended | ended,
-            # A NaN or +∞ anywhere, or −∞ everywhere, is found in the maximum.
-            now.faulty | (now.live & ~jnp.isfinite(logits.max(axis=-1))),
+        hidden, new = decoder.extend(now.cache, now.pending[:, None], now.live.astype(jnp.int32))
+        following = drawn(
+            now._replace(cache=append(now.cache, new)),
+            decoder.next_logits(hidden[:, 0]),
+            keys,
+            temperature,
+            end_ids,
+            truncation,
         )
         return constrain(following, shardings), steps + 1
 
@@ -216,7 +263,7 @@ def advance(
 
 
 def end_table(ends: Ends) -> np.ndarray:
-    """Sequences that end a response as one table [E, L], for `advance`."""
+    """Sequences that end a response as one table [E, L]; see `Whole.advance`."""
     sequences = [[end] if isinstance(end, int | np.integer) else list(end) for end in ends]
     sequences = [sequence for sequence in sequences if sequence]
     longest = max(map(len, sequences), default=1)

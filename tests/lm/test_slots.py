@@ -16,7 +16,7 @@ from mop_jax.lm.base import Truncation
 from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.lm.memory import kv_bytes_per_token
-from mop_jax.lm.unstacked import unstacked_layers
+from mop_jax.lm.unstacked import Layerwise
 from tests.lm.test_drawing import drawn_slowly, kept_by_numpy
 
 NUM_SAMPLES = 45
@@ -81,10 +81,14 @@ def slots(monkeypatch):
     return lambda number: monkeypatch.setitem(sampling.SLOTS, "cpu", number)
 
 
+@pytest.mark.parametrize("layerwise", [True, False])
 @pytest.mark.parametrize("rule", [0, 1])
 @pytest.mark.parametrize("num_slots", [8, 16, 64])
-def test_draws_are_those_of_the_slow_loop(lm, work, expected, slots, rule, num_slots):
+def test_draws_are_those_of_the_slow_loop(
+    lm, work, expected, slots, rule, num_slots, layerwise, monkeypatch
+):
     slots(num_slots)
+    monkeypatch.setattr(sampling, "has_room", lambda decoder: layerwise)
     drawn = draw(lm, work, RULES[rule])
     lengths = [len(ids) for ids, _ in expected[rule]]
     assert set(lengths) >= {1, 2, 3, LONGEST}
@@ -118,16 +122,37 @@ def test_order_and_left_out_samples_change_no_text(lm, work, expected, slots):
 
 
 def test_several_pools_draw_the_same(lm, work, expected, slots, monkeypatch):
-    """Pools of one prefix each: slots go on drawing while the next pool is filled."""
+    """Pools of one prompt each: slots go on drawing while the next pool is filled."""
     slots(8)
     monkeypatch.setattr(lm, "_memory", 1)
     made = []
     pools = sampling.prefix_pools
     monkeypatch.setattr(
-        sampling, "prefix_pools", lambda *args: (made.append(pool) or pool for pool in pools(*args))
+        sampling,
+        "prefix_pools",
+        lambda *args, **rest: (made.append(pool) or pool for pool in pools(*args, **rest)),
     )
     assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
-    assert len(made) == 4
+    # Requests of one token are run when the first token is drawn.
+    prompts = {(PREFIXES[p], REQUESTS[r][:-1]) for p, r in work[0]}
+    assert len(made) == len(prompts) > 4
+
+
+def test_pools_are_a_few_times_as_large_as_the_slots(lm, work, expected, slots, monkeypatch):
+    slots(8)
+    monkeypatch.setattr(sampling, "POOL_ROWS", 1)
+    held = []
+    pools = sampling.prefix_pools
+
+    def watched(*args, **rest):
+        for pool, members in pools(*args, **rest):
+            held.append(len(pool.cache.lengths))
+            yield pool, members
+
+    monkeypatch.setattr(sampling, "prefix_pools", watched)
+    assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
+    assert len(held) > 1
+    assert max(held) <= 8
 
 
 def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch):
@@ -135,13 +160,13 @@ def test_windows_follow_the_tokens_in_use(lm, work, expected, slots, monkeypatch
     slots(8)
     monkeypatch.setattr(device, "SHORT_WINDOW", 16)
     sizes = []
-    resize = sampling.resize
+    resize = Layerwise.resize
 
-    def recorded(slots, *, size, **options):
+    def recorded(runner, slots, size):
         sizes.append(size)
-        return resize(slots, size=size, **options)
+        return resize(runner, slots, size)
 
-    monkeypatch.setattr(sampling, "resize", recorded)
+    monkeypatch.setattr(Layerwise, "resize", recorded)
     assert draw(lm, work).token_ids == [ids for ids, _ in expected[0]]
     assert {32, 64} <= set(sizes)
     assert max(sizes) == 64  # 39 tokens of the longest prompt, and 11
@@ -159,15 +184,15 @@ def test_windows_have_room_and_halve():
 
 def full_device(monkeypatch, fits):
     """Lets `advance` fail as a full device does, whenever `fits` refuses the number of slots."""
-    real, tried = sampling.advance, []
+    real, tried = Layerwise.advance, []
 
-    def limited(graph, state, slots, *rest):
+    def limited(runner, slots, *rest):
         tried.append(len(slots.live))
         if not fits(tried):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 GiB")
-        return real(graph, state, slots, *rest)
+        return real(runner, slots, *rest)
 
-    monkeypatch.setattr(sampling, "advance", limited)
+    monkeypatch.setattr(Layerwise, "advance", limited)
     return tried
 
 
@@ -202,12 +227,12 @@ def test_slots_give_way_to_prefixes(lm, work, expected, slots, monkeypatch):
     # Other language models of the process keep pools of such shapes.
     others = jax.live_arrays()
 
-    def limited(decoder, prefixes, wanted, memory, *rest):
+    def limited(decoder, prefixes, wanted, memory, *rest, **options):
         mine = [a for a in jax.live_arrays() if not any(a is other for other in others)]
         alive.append(max(a.shape[0] for a in mine if a.ndim == 4 and a.shape[0] in (32, 16, 8)))
         if alive[-1] > 8:
             raise DeviceFullError("No single prefix fits.")
-        return pools(decoder, prefixes, wanted, memory, *rest)
+        return pools(decoder, prefixes, wanted, memory, *rest, **options)
 
     monkeypatch.setattr(sampling, "prefix_pools", limited)
     with pytest.warns(UserWarning, match="going on with 8 responses"):
@@ -228,14 +253,14 @@ def test_an_error_of_the_callback_is_not_taken_for_a_full_device(lm, work, slots
 
 def test_slots_that_cannot_be_made_are_halved(lm, work, expected, slots, monkeypatch):
     slots(32)
-    make = sampling.idle_slots
+    make = Layerwise.idle
 
-    def limited(config, dtype, num_slots, *sizes):
+    def limited(runner, num_slots, *sizes):
         if num_slots > 8:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return make(config, dtype, num_slots, *sizes)
+        return make(runner, num_slots, *sizes)
 
-    monkeypatch.setattr(sampling, "idle_slots", limited)
+    monkeypatch.setattr(Layerwise, "idle", limited)
     with pytest.warns(UserWarning, match="going on with 8 responses"):
         drawn = draw(lm, work)
     assert drawn.token_ids == [ids for ids, _ in expected[0]]
@@ -244,13 +269,13 @@ def test_slots_that_cannot_be_made_are_halved(lm, work, expected, slots, monkeyp
 def test_slots_are_within_the_memory_budget(lm, work, expected, slots, monkeypatch):
     slots(64)
     made = []
-    make = sampling.idle_slots
+    make = Layerwise.idle
 
-    def recorded(config, dtype, num_slots, *sizes):
+    def recorded(runner, num_slots, *sizes):
         made.append(num_slots)
-        return make(config, dtype, num_slots, *sizes)
+        return make(runner, num_slots, *sizes)
 
-    monkeypatch.setattr(sampling, "idle_slots", recorded)
+    monkeypatch.setattr(Layerwise, "idle", recorded)
     row = 64 * kv_bytes_per_token(lm.config, lm.decoder.dtype)  # 39 tokens of a prompt, and 11
     for budget, num_slots in ((1, 4), (4 * 12 * row, 12), (4 * 1000 * row, 48)):
         drawn = sampling.sample_pairs(
@@ -282,10 +307,10 @@ def test_refills_waste_less_than_fixed_batches(lm, slots):
 def test_refills_compile_nothing(lm, work, slots, monkeypatch):
     slots(8)
     traces, refills, runs = [], [], []
-    draw_tokens, place, advance = device.draw_tokens, device.place_prompts, device.advance
+    draw_tokens, place, advance = device.draw_tokens, Layerwise.place, Layerwise.advance
     monkeypatch.setattr(device, "draw_tokens", lambda *args: traces.append(1) or draw_tokens(*args))
-    monkeypatch.setattr(sampling, "place_prompts", lambda *a: refills.append(1) or place(*a))
-    monkeypatch.setattr(sampling, "advance", lambda *args: runs.append(1) or advance(*args))
+    monkeypatch.setattr(Layerwise, "place", lambda *a: refills.append(1) or place(*a))
+    monkeypatch.setattr(Layerwise, "advance", lambda *args: runs.append(1) or advance(*args))
     draw(lm, work, max_new_tokens=10)  # a shape of this test's own
     first = len(traces)
     assert len(refills) >= 6
@@ -295,15 +320,14 @@ def test_refills_compile_nothing(lm, work, slots, monkeypatch):
     assert len(traces) == first
 
 
-@pytest.mark.parametrize("by_layer", [True, False])
-def test_slots_are_updated_in_place(lm, by_layer):
+def test_slots_are_updated_in_place(lm):
+    """By the program of all layers; for that of one see test_unstacked."""
     graph, state = nnx.split(lm.decoder)
-    slots = sampling.idle_slots(lm.config, lm.decoder.dtype, 8, 640, LONGEST, by_layer)
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(slots.cache[:2]))
-    layers = unstacked_layers(lm.decoder, None) if by_layer else (None, ())
-    program = sampling.advance.lower(
+    slots = device.Whole(lm.decoder).idle(8, 640, LONGEST)
+    size = slots.cache.keys.nbytes + slots.cache.values.nbytes
+    program = device._advance.lower(
         graph, state, slots, jax.random.key(0), np.zeros(8, np.uint32), np.ones(8, np.float32),
-        np.asarray([3], np.int32), TruncationArrays(), 2, None, *layers,
+        np.asarray([3], np.int32), TruncationArrays(), 2, shardings=None,
     ).compile()  # fmt: skip
     memory = program.memory_analysis()
     assert memory.alias_size_in_bytes >= size
