@@ -45,6 +45,10 @@ TINY = DecoderConfig(
     tie_embeddings=True,
     eos_token_ids=(3,),
 )
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _TURNS = (
     "{% for message in messages %}<turn> {{ message['role'] }} {{ message['content'] }} <end> "
     "{% endfor %}{% if add_generation_prompt %}<turn> assistant {% endif %}"
@@ -151,6 +155,26 @@ def word_tokenizer():
         eos_token="<end>",
         additional_special_tokens=["<turn>"],
         chat_template=_TURNS,
+    )
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer():
+    """One id per byte; texts come back from it as they went in. Knows chat turns."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token="<|im_end|>",
+        additional_special_tokens=special[:1],
+        chat_template=_CHATML,
     )
 
 

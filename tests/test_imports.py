@@ -22,7 +22,7 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 # Lowest first. A module imports from its own layer and those below it. A new module needs a place.
 LAYERS = (
     {"errors"},
-    {"atomic", "resources", "progress", "interruption", "notes", "segmentation",
+    {"atomic", "resources", "progress", "interruption", "notes", "registry", "segmentation",
      "distributions.temperature", "validation", "yaml_reader"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
      "components.proposals", "components.candidates"},

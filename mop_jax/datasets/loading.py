@@ -22,6 +22,7 @@ from mop_jax.datasets.packages import Records
 from mop_jax.errors import DataError
 from mop_jax.population.population import Population
 from mop_jax.population.splits import SplitBy, apportion
+from mop_jax.registry import check_name
 
 _log = logging.getLogger("mop_jax")
 
@@ -68,12 +69,7 @@ def register(dataset: Dataset) -> None:
     Raises:
         DataError: if its name is taken or no plain word.
     """
-    if dataset.name in DATASETS:
-        raise DataError(f"There is a data set {dataset.name!r} already; choose another name.")
-    if not dataset.name.isidentifier():
-        raise DataError(
-            f"A data set's name is {dataset.name!r}; accepted are letters, digits and underscores."
-        )
+    check_name("data set", dataset.name, DATASETS)
     DATASETS[dataset.name] = dataset
 
 

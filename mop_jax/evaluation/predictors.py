@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 
 # By its module: the names in a table of results must not need JAX.
 from mop_jax import inference
-from mop_jax.errors import DataError
+from mop_jax.registry import check_name
 
 if TYPE_CHECKING:
     from mop_jax.distributions import PersonaMixture
@@ -157,13 +157,7 @@ def register(predictor: Predictor, *, before: str = BASELINE) -> None:
     Raises:
         DataError: if its name is taken or no plain word.
     """
-    if predictor.name in PREDICTORS:
-        raise DataError(f"There is a predictor {predictor.name!r} already; choose another name.")
-    if not predictor.name.isidentifier():
-        raise DataError(
-            f"A predictor's name is {predictor.name!r}; accepted are letters, digits and "
-            "underscores."
-        )
+    check_name("predictor", predictor.name, PREDICTORS)
     entries = list(PREDICTORS.items())
     place = list(PREDICTORS).index(before) if before in PREDICTORS else len(entries)
     entries.insert(place, (predictor.name, predictor))

@@ -8,6 +8,7 @@ prefix of ids exactly.
 
 from mop_jax.prompts.builder import Prompt, PromptBuilder
 from mop_jax.prompts.chat import ChatTemplate, answer_prompt
+from mop_jax.prompts.conversations import ConversationBuilder
 from mop_jax.prompts.dates import DEFAULT_DATE
 from mop_jax.prompts.forms import PROMPT_FORMS, make_template
 from mop_jax.prompts.templates import DEFAULT_INSTRUCTION, FIELDS, PromptTemplate
@@ -19,6 +20,7 @@ __all__ = [
     "FIELDS",
     "PROMPT_FORMS",
     "ChatTemplate",
+    "ConversationBuilder",
     "Prompt",
     "PromptBuilder",
     "PromptTemplate",

@@ -9,7 +9,7 @@ import numpy as np
 from mop_jax import pipeline
 from mop_jax.evaluation.metrics import METRICS, Comparison
 from mop_jax.pipeline import RunFolder, Workspace
-from mop_jax.pipeline.judging import compared, joined_notes, labels_of_contexts
+from mop_jax.pipeline.judging import compared, labels_of_contexts
 from mop_jax.pipeline.summary import FAMILIES, likeness_tables
 from mop_jax.population import Population
 from tests.run_fixtures import read_json, read_lines
@@ -48,15 +48,6 @@ def test_tables_stand_together_by_family(finished_run):
 def test_the_file_is_plain_json(finished_run):
     text = (finished_run / "likeness.json").read_text("utf-8")
     json.loads(text, parse_constant=lambda name: 1 / 0)  # neither NaN nor Infinity
-
-
-def test_notes_that_differ_in_a_name_are_one():
-    floor = "The noise floor of '{}' is that of 20 and 20 real texts."
-    notes = joined_notes([floor.format("a"), "FID of few.", floor.format("b"), "FID of few."])
-    assert notes == ["The noise floors of a and b are that of 20 and 20 real texts.", "FID of few."]
-    assert joined_notes([floor.format("a")]) == [
-        "The noise floor of a is that of 20 and 20 real texts."
-    ]
 
 
 def test_labels_count_where_contexts_ask_for_them():

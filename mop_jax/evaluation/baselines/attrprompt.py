@@ -15,18 +15,18 @@ import numpy as np
 
 from mop_jax import segmentation
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Request,
-    Sample,
     Setting,
     derived_seed,
     register,
 )
 from mop_jax.evaluation.baselines.drafts import write_drafts
 from mop_jax.evaluation.baselines.listing import parse_list
-from mop_jax.evaluation.baselines.prompting import Pair, PromptWriter
 from mop_jax.lm.base import Truncation
 from mop_jax.prompts import Prompt
+from mop_jax.prompts.conversations import ConversationBuilder, Pair
 
 _log = logging.getLogger("mop_jax")
 
@@ -109,10 +109,10 @@ class AttrPrompt:
 
     def fit(self, setting: Setting) -> PromptedResponder:
         """Asks for dimensions and values."""
-        writer = PromptWriter(setting.prompts)
+        writer = ConversationBuilder(setting.prompts)
         found = self._ask(setting, writer)
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             chosen = found.draw(sample.label, sample.rng)
             text = attributed_text(sample.context, chosen)
             return Request(writer.conversation((), text), details={"attributes": chosen})
@@ -124,7 +124,7 @@ class AttrPrompt:
         }
         return PromptedResponder(setting, write, report=report)
 
-    def _ask(self, setting: Setting, writer: PromptWriter) -> Attributes:
+    def _ask(self, setting: Setting, writer: ConversationBuilder) -> Attributes:
         rng = np.random.default_rng(derived_seed(setting.seed, _STREAM))
         contexts = list(dict.fromkeys(setting.train.contexts))
         rows = rng.choice(len(contexts), min(_NUM_SHOWN, len(contexts)), replace=False)
@@ -232,7 +232,7 @@ def _lists(
 ) -> list[list[str]]:
     """A list for each prompt; those too short are asked for again, and the longest is kept."""
     best: list[list[str]] = [[] for _ in prompts]
-    ends = PromptWriter(setting.prompts).text_ends()
+    ends = ConversationBuilder(setting.prompts).text_ends()
     for attempt in range(_ATTEMPTS):
         open_ = [n for n, items in enumerate(best) if len(items) < _LEAST]
         if not open_:

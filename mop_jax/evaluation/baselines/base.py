@@ -19,6 +19,7 @@ from mop_jax.errors import DataError
 from mop_jax.lm.base import NO_TRUNCATION, Ends, Generation, LanguageModel, Truncation
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt, PromptBuilder
+from mop_jax.registry import check_name
 
 # Streams of random numbers of a sample: what stands in its prompt, and how its answer is read.
 _WRITING, _READING = 1, 2
@@ -161,12 +162,7 @@ def register(baseline: Baseline) -> None:
     Raises:
         DataError: if its name is taken or no plain word.
     """
-    if baseline.name in BASELINES:
-        raise DataError(f"There is a baseline {baseline.name!r} already; choose another name.")
-    if not baseline.name.isidentifier():
-        raise DataError(
-            f"A baseline's name is {baseline.name!r}; accepted are letters, digits and underscores."
-        )
+    check_name("baseline", baseline.name, BASELINES)
     BASELINES[baseline.name] = baseline
 
 
@@ -199,7 +195,7 @@ def refuse_unknown_label(name: str, label: str, known: Collection[str]) -> str:
     return label
 
 
-class Sample(NamedTuple):
+class Pending(NamedTuple):
     """A response that is to be drawn.
 
     Attributes:
@@ -243,7 +239,7 @@ class Reading(NamedTuple):
     details: Mapping[str, Any] = {}
 
 
-def as_written(answer: str, finished: bool, sample: Sample) -> Reading:
+def as_written(answer: str, finished: bool, sample: Pending) -> Reading:
     """The whole answer is the response."""
     return Reading(answer.strip(), finished)
 
@@ -262,8 +258,8 @@ class PromptedResponder:
     """
 
     setting: Setting
-    write: Callable[[Sample], Request]
-    read: Callable[[str, bool, Sample], Reading] = as_written
+    write: Callable[[Pending], Request]
+    read: Callable[[str, bool, Pending], Reading] = as_written
     end_ids: Ends | None = None
     max_new_tokens: int | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
@@ -281,10 +277,10 @@ class PromptedResponder:
         check_asked(contexts, labels, num_samples)
         setting = self.setting
 
-        def sample(s: int, stream: int) -> Sample:
+        def sample(s: int, stream: int) -> Pending:
             index = s % len(contexts)
             label = None if labels is None else labels[index]
-            return Sample(s, contexts[index], label, sample_rng(setting.seed, s, stream))
+            return Pending(s, contexts[index], label, sample_rng(setting.seed, s, stream))
 
         # Those that are skipped too: the language model plans its batches as if they were needed.
         requests = [self.write(sample(s, _WRITING)) for s in range(num_samples)]

@@ -17,9 +17,9 @@ import numpy as np
 from mop_jax import atomic, progress
 from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines.base import Setting
-from mop_jax.evaluation.baselines.prompting import common_length
 from mop_jax.lm.base import NO_TRUNCATION, Continuation, Ends, TemperatureGrid, Truncation
 from mop_jax.prompts import Prompt
+from mop_jax.prompts.conversations import common_length
 
 CHUNK = 64
 """Prompts of one file: what a kill costs."""

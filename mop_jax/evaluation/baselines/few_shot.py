@@ -7,14 +7,14 @@ from typing import ClassVar
 
 from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Request,
-    Sample,
     Setting,
     draw_records,
     register,
 )
-from mop_jax.evaluation.baselines.prompting import PromptWriter
+from mop_jax.prompts import ConversationBuilder
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class FewShot:
 
     def fit(self, setting: Setting) -> PromptedResponder:
         """Nothing is fitted."""
-        writer, train = PromptWriter(setting.prompts), setting.train
+        writer, train = ConversationBuilder(setting.prompts), setting.train
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             rows = draw_records(train, self.num_exemplars, sample.rng)
             pairs = [(train.contexts[row], train.responses[row]) for row in rows]
             return Request(

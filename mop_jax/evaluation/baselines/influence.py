@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
+from scipy.sparse.linalg import LinearOperator, cg
 from scipy.special import log_softmax
 from scipy.special import softmax as softmax_of
 
@@ -149,17 +150,8 @@ def _solve(probs: np.ndarray, x: np.ndarray, penalty: float, right: np.ndarray) 
         centred = probs * (scores - (probs * scores).sum(1, keepdims=True))
         return (centred.T @ x / len(x) + penalty * w).ravel()
 
-    solution, rest = np.zeros_like(right), right.copy()
-    step, norm = rest.copy(), rest @ rest
-    for _ in range(_CG_STEPS):
-        if norm <= (_CG_TOLERANCE**2) * (right @ right):
-            break
-        along = product(step)
-        length = norm / (step @ along)
-        solution += length * step
-        rest -= length * along
-        norm, before = rest @ rest, norm
-        step = rest + norm / before * step
+    operator = LinearOperator((right.size, right.size), matvec=product, dtype=np.float64)
+    solution, _ = cg(operator, right, rtol=_CG_TOLERANCE, maxiter=_CG_STEPS)
     return solution
 
 

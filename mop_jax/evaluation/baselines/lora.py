@@ -18,9 +18,9 @@ import numpy as np
 from mop_jax import atomic
 from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Request,
-    Sample,
     Setting,
     derived_seed,
     register,
@@ -93,7 +93,7 @@ class LoRA:
             )
         tuned, report = self._train(setting, language_model)
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             return Request(setting.prompts.zero_shot(sample.context))
 
         return PromptedResponder(replace(setting, language_model=tuned), write, report=report)

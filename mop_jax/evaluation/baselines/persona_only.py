@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from mop_jax.errors import DataError
-from mop_jax.evaluation.baselines.base import PromptedResponder, Request, Sample, Setting, register
+from mop_jax.evaluation.baselines.base import Pending, PromptedResponder, Request, Setting, register
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PersonaOnly:
         """
         personas = refuse_no_personas(self.name, setting)
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             k = int(sample.rng.integers(len(personas)))
             prompt = setting.prompts.persona_only(personas[k], sample.context)
             return Request(prompt, details={"persona": k})

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Request,
-    Sample,
     Setting,
     derived_seed,
     draw_records,
@@ -25,8 +25,8 @@ from mop_jax.evaluation.baselines.base import (
 )
 from mop_jax.evaluation.baselines.drafts import score_responses
 from mop_jax.evaluation.baselines.persona_only import refuse_no_personas
-from mop_jax.evaluation.baselines.prompting import Pair, PromptWriter
 from mop_jax.population.population import Population
+from mop_jax.prompts.conversations import ConversationBuilder, Pair
 
 _STREAM = 37
 
@@ -86,7 +86,7 @@ class PICLe:
         Raises:
             DataError: if there are neither labels nor personas.
         """
-        writer, train = PromptWriter(setting.prompts), setting.train
+        writer, train = ConversationBuilder(setting.prompts), setting.train
         labelled = train.labels is not None
         if labelled:
             targets = [
@@ -101,7 +101,7 @@ class PICLe:
             for number, (key, description) in enumerate(targets)
         }
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             if labelled:
                 given = None if sample.label is None else [sample.label]
                 (key,) = refuse_without_labels(self.name, given, "contexts")
@@ -130,7 +130,7 @@ class PICLe:
     def _rank(
         self,
         setting: Setting,
-        writer: PromptWriter,
+        writer: ConversationBuilder,
         description: str,
         label: str | None,
         number: int,
@@ -160,7 +160,7 @@ class PICLe:
 
 def likelihood_ratios(
     setting: Setting,
-    writer: PromptWriter,
+    writer: ConversationBuilder,
     description: str,
     demonstrations: Sequence[Pair],
     candidates: Sequence[Pair],

@@ -17,9 +17,9 @@ from mop_jax import segmentation
 from mop_jax.components.exemplars import select_exemplars
 from mop_jax.errors import DataError, FaultError
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Request,
-    Sample,
     Setting,
     derived_seed,
     refuse_unknown_label,
@@ -28,8 +28,8 @@ from mop_jax.evaluation.baselines.base import (
 )
 from mop_jax.evaluation.baselines.drafts import Draft, write_drafts
 from mop_jax.evaluation.baselines.influence import fit_softmax, influence
-from mop_jax.evaluation.baselines.prompting import PromptWriter
 from mop_jax.population.population import Population
+from mop_jax.prompts import ConversationBuilder
 
 _STREAM = 23
 _VALIDATION, _CONTEXTS, _SHOWN = range(3)
@@ -93,7 +93,7 @@ class ProGen:
         labels = refuse_without_labels(self.name, setting.train.labels, "training records")
         if len(set(labels)) < 2:
             raise DataError(f"Baseline {self.name!r} needs at least two labels; all are one.")
-        writer, train = PromptWriter(setting.prompts), setting.train
+        writer, train = ConversationBuilder(setting.prompts), setting.train
         size = min(self.num_validation, len(train) // 2)
         rows = select_exemplars(
             train, list(labels), size, seed=derived_seed(setting.seed, _STREAM, _VALIDATION)
@@ -122,7 +122,7 @@ class ProGen:
                 }
             )
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             given = None if sample.label is None else [sample.label]
             (label,) = refuse_without_labels(self.name, given, "contexts")
             refuse_unknown_label(self.name, label, helpful)
@@ -139,7 +139,7 @@ class ProGen:
     def _round(
         self,
         setting: Setting,
-        writer: PromptWriter,
+        writer: ConversationBuilder,
         helpful: dict[str, list[Generated]],
         number: int,
     ) -> list[Generated]:

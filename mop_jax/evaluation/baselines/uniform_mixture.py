@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mop_jax.evaluation.baselines.base import PromptedResponder, Request, Sample, Setting, register
+from mop_jax.evaluation.baselines.base import Pending, PromptedResponder, Request, Setting, register
 from mop_jax.evaluation.baselines.persona_only import refuse_no_personas
 
 
@@ -34,7 +34,7 @@ class UniformMixture:
         personas = refuse_no_personas(self.name, setting)
         pool = setting.train if setting.exemplars is None else setting.exemplars
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             k, j = int(sample.rng.integers(len(personas))), int(sample.rng.integers(len(pool)))
             exemplar = (pool.contexts[j], pool.responses[j])
             return Request(

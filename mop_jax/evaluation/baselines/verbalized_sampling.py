@@ -14,15 +14,15 @@ import numpy as np
 
 from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Reading,
     Request,
-    Sample,
     Setting,
     register,
 )
 from mop_jax.evaluation.baselines.listing import parse_weighted
-from mop_jax.evaluation.baselines.prompting import PromptWriter
+from mop_jax.prompts import ConversationBuilder
 
 # With the first digits at hand a small model goes on with a number, not with a remark.
 _OPENING = "1. (0."
@@ -63,9 +63,9 @@ class VerbalizedSampling:
 
     def fit(self, setting: Setting) -> PromptedResponder:
         """Nothing is fitted."""
-        writer = PromptWriter(setting.prompts)
+        writer = ConversationBuilder(setting.prompts)
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             text = verbalized_text(sample.context, self.num_answers)
             return Request(writer.conversation((), text, opening=_OPENING))
 
@@ -100,7 +100,7 @@ def probabilities(stated: list[float | None]) -> np.ndarray:
     return weights / weights.sum()
 
 
-def _read(answer: str, finished: bool, sample: Sample) -> Reading:
+def _read(answer: str, finished: bool, sample: Pending) -> Reading:
     # Where no digit follows, the bracket was not taken up.
     opening = _OPENING if answer.lstrip()[:1].isdigit() else "1. "
     found = parse_weighted(opening + answer.lstrip(), finished=finished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from mop_jax.evaluation.baselines.base import PromptedResponder, Request, Sample, Setting, register
+from mop_jax.evaluation.baselines.base import Pending, PromptedResponder, Request, Setting, register
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ZeroShot:
     def fit(self, setting: Setting) -> PromptedResponder:
         """Nothing is fitted."""
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             return Request(setting.prompts.zero_shot(sample.context))
 
         return PromptedResponder(setting, write)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from mop_jax.evaluation.baselines.base import (
+    Pending,
     PromptedResponder,
     Reading,
     Request,
-    Sample,
     Setting,
     register,
 )
-from mop_jax.evaluation.baselines.prompting import PromptWriter
+from mop_jax.prompts import ConversationBuilder
 
 _CLOSING = re.compile(r'["”]')
 
@@ -49,9 +49,9 @@ class ZeroGen:
 
     def fit(self, setting: Setting) -> PromptedResponder:
         """Nothing is fitted: ZeroGen sees no data."""
-        writer = PromptWriter(setting.prompts)
+        writer = ConversationBuilder(setting.prompts)
 
-        def write(sample: Sample) -> Request:
+        def write(sample: Pending) -> Request:
             kind = None if sample.label is None else self.kinds.get(sample.label, sample.label)
             return Request(writer.plain(zerogen_text(sample.context, kind)))
 
@@ -66,7 +66,7 @@ def zerogen_text(context: str, kind: str | None) -> str:
     return f'Here is a response{of_kind} to the request "{asked}":\n\n"'
 
 
-def read_quoted(answer: str, finished: bool, sample: Sample) -> Reading:
+def read_quoted(answer: str, finished: bool, sample: Pending) -> Reading:
     """What stands before the closing quotation mark; all of it where none was written."""
     text, mark, _ = _split(answer.lstrip())
     return Reading(text.strip(), finished or mark, {"closed": mark})

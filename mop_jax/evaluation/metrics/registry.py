@@ -15,11 +15,12 @@ import numpy as np
 
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison
+from mop_jax.registry import check_name
 
 Need = Literal["labels", "shown", "train"]
+"""What a `Comparison` may come without: see `Comparison.provides`."""
 Family = Literal["likelihood", "alignment", "diversity", "memorisation", "downstream"]
 """What a metric says of a simulation; tables stand together by it."""
-"""What a `Comparison` may come without: see `Comparison.provides`."""
 
 
 class Evidence(NamedTuple):
@@ -84,12 +85,7 @@ def register(metric: Metric) -> None:
     Raises:
         DataError: if its name is taken or no plain word, or its range is empty.
     """
-    if metric.name in METRICS:
-        raise DataError(f"There is a metric {metric.name!r} already; choose another name.")
-    if not metric.name.isidentifier():
-        raise DataError(
-            f"A metric's name is {metric.name!r}; accepted are letters, digits and underscores."
-        )
+    check_name("metric", metric.name, METRICS)
     if not metric.range[0] < metric.range[1]:
         raise DataError(f"The range of metric {metric.name!r} is {metric.range}; it is empty.")
     METRICS[metric.name] = metric
@@ -130,7 +126,7 @@ def measure(evidence: Evidence | Comparison) -> dict[str, Any]:
 
     Returns:
         name → an `Estimate` for `Evidence`, a float for a `Comparison`; intervals and noise floors
-        of the latter are `uncertainty.report`'s.
+        of the latter are `report`'s.
 
     Raises:
         DataError: if a metric leaves its own range, or refuses the texts.

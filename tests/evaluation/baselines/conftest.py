@@ -1,4 +1,4 @@
-"""A byte-level tokenizer, a language model that is a script, and a small population."""
+"""A language model that is a script, and a small population."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from mop_jax.evaluation.baselines import Setting
 from mop_jax.lm.base import Generation
 from mop_jax.population import Population
 from mop_jax.prompts import PromptBuilder
-
-_CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 class ScriptedLM:
@@ -74,26 +69,6 @@ class ScriptedLM:
 
 def _generation(texts: list[str], finished: np.ndarray) -> Generation:
     return Generation(texts, [[] for _ in texts], np.zeros(len(texts)), finished)
-
-
-@pytest.fixture(scope="session")
-def byte_tokenizer():
-    """One id per byte; texts come back from it as they went in. Knows chat turns."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|im_start|>", "<|im_end|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        eos_token="<|im_end|>",
-        additional_special_tokens=special[:1],
-        chat_template=_CHAT,
-    )
 
 
 @pytest.fixture

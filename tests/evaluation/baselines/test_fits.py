@@ -19,9 +19,9 @@ from mop_jax.evaluation.baselines.progen import (
     balanced_contexts,
     most_helpful,
 )
-from mop_jax.evaluation.baselines.prompting import PromptWriter
 from mop_jax.population import Population
 from mop_jax.prompts import PromptBuilder
+from mop_jax.prompts.conversations import ConversationBuilder
 
 KINDS = {"tone": ["warm", "cold"], "length": ["short", "long", "endless"]}
 
@@ -261,7 +261,7 @@ def test_a_likelihood_ratio_is_that_of_two_scores(tiny_chat_lm, make_setting, tm
     """Scored one by one, each after its whole prompt."""
     prompts = PromptBuilder(tiny_chat_lm.tokenizer)
     setting = make_setting(language_model=tiny_chat_lm, prompts=prompts, cache=tmp_path)
-    writer = PromptWriter(prompts)
+    writer = ConversationBuilder(prompts)
     demonstrations = [("w1 w2", "w3"), ("w4", "w5 w6")]
     candidates = [("w7 w8", "w9 w10"), ("w11", "w12 w13 w14"), ("w7", "w15")]
     found = likelihood_ratios(setting, writer, "w20 w21", demonstrations, candidates)

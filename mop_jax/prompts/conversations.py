@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mop_jax.prompts import Prompt, PromptBuilder, begin_ids
+from mop_jax.prompts.builder import Prompt, PromptBuilder
 from mop_jax.prompts.chat import answer_begins
-from mop_jax.prompts.tokens import TextContinuation
+from mop_jax.prompts.tokens import TextContinuation, begin_ids
 
 Pair = tuple[str, str]
 """A context and its response."""
@@ -21,7 +21,7 @@ _MARK = "@@response@@"
 _PROBES = ("A", "7 z")
 
 
-class PromptWriter:
+class ConversationBuilder:
     """Writes prompts in the form, chat or plain, of a `PromptBuilder`."""
 
     def __init__(self, prompts: PromptBuilder):
