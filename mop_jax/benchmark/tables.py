@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,10 @@ from mop_jax.benchmark.responses import METHODS, Responses, respond, title_of
 from mop_jax.config import RunConfig
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics import METRICS, Comparison, report
+from mop_jax.evaluation.metrics.uncertainty import smaller_floors
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.pipeline import RunFolder, Workspace
-from mop_jax.pipeline.judging import compared, joined_notes
+from mop_jax.pipeline.judging import compared, reported_as_json
 from mop_jax.plots.style import save_figure
 
 _LOG = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ TABLES = {
 COLUMNS = ["data", "method", "metric", "seed", "value", "low", "high", "floor", "n"]
 
 # Counts up when the same responses would be measured otherwise.
-_VERSION = 1
+_VERSION = 2
 
 Source = str | Path | RunConfig
 OnStep = Callable[[str, bool], None]
@@ -163,23 +163,20 @@ def _measured(
         {**same, "metric": name, **{column: values[column] for column in COLUMNS[4:]}}
         for name, values in found["metrics"].items()
     ]
-    return rows, [note for note in found["notes"] if note.startswith("The noise floor")]
+    sizes = {n: v["floor_sizes"] for n, v in found["metrics"].items() if v["floor_sizes"]}
+    return rows, smaller_floors(sizes, found["num_real"], len(responses.texts))
 
 
 def _measure(space: Workspace, responses: Responses) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        reported = report(compared(space, responses.rows, responses.texts, responses.shown))
+        comparison = compared(space, responses.rows, responses.texts, responses.shown)
+        reported = report(comparison)
     return {
-        "metrics": {
-            name: {
-                field: None if value is None or not math.isfinite(value) else value
-                for field, value in found._asdict().items()
-            }
-            for name, found in reported.items()
-        },
+        "metrics": {name: reported_as_json(found) for name, found in reported.items()},
         "fit": responses.report,
-        "notes": joined_notes([str(w.message) for w in caught if w.category is UserWarning]),
+        "num_real": len(comparison.real),
+        "notes": list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning)),
     }
 
 

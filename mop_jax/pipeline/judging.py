@@ -45,38 +45,19 @@ def judge_likeness(space: Workspace) -> None:
             else {}
         )
         sizes = _effective_sizes(comparison)
-    notes = joined_notes([str(w.message) for w in caught if w.category is UserWarning])
+    notes = list(dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning))
     atomic.write_json(
         space.path / "likeness.json",
         {
             "num_real": len(comparison.real),
             "num_simulated": len(comparison.simulated),
             "num_train": 0 if comparison.train is None else len(comparison.train),
-            "metrics": {name: _as_json(value) for name, value in reported.items()},
+            "metrics": {name: reported_as_json(value) for name, value in reported.items()},
             "by_label": labels,
             "effective_size": {name: _size_as_json(size) for name, size in sizes.items()},
             "notes": notes,
         },
     )
-
-
-def joined_notes(messages: Sequence[str]) -> list[str]:
-    """Each message once; those that differ in the metric that they name only, as one."""
-    about: dict[str, list[str]] = {}
-    for message in dict.fromkeys(messages):
-        begin, mark, rest = message.partition("'")
-        name, end, rest = rest.partition("' is ")
-        if mark and end and begin == "The noise floor of ":
-            about.setdefault(rest, []).append(name)
-        else:
-            about.setdefault(message, [])
-    notes = []
-    for rest, names in about.items():
-        if len(names) > 1:
-            notes.append(f"The noise floors of {', '.join(names[:-1])} and {names[-1]} are {rest}")
-        else:
-            notes.append(f"The noise floor of {names[0]} is {rest}" if names else rest)
-    return notes
 
 
 def labels_of_contexts(records: Population) -> Sequence[str] | None:
@@ -164,8 +145,12 @@ def _effective_sizes(comparison: Comparison) -> dict[str, EffectiveSize]:
     return found
 
 
-def _as_json(reported: Reported) -> dict[str, float | int | None]:
-    return {name: _finite(value) for name, value in reported._asdict().items()}
+def reported_as_json(reported: Reported) -> dict[str, Any]:
+    """A metric's value and what stands beside it as JSON values: null is what is not known."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in reported._asdict().items()
+    }
 
 
 def _size_as_json(size: EffectiveSize) -> dict[str, Any]:
@@ -176,8 +161,3 @@ def _size_as_json(size: EffectiveSize) -> dict[str, Any]:
         "errors": [float(e) for e in size.errors],
         "spread": [float(s) for s in size.spread],
     }
-
-
-def _finite(value: float | None) -> float | None:
-    # NaN is no JSON; what is not known is null.
-    return None if value is None or not math.isfinite(value) else value

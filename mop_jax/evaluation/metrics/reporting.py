@@ -12,7 +12,13 @@ import numpy as np
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison
 from mop_jax.evaluation.metrics.registry import METRICS, Metric, applicable, evaluate
-from mop_jax.evaluation.metrics.uncertainty import Interval, interval, noise_floor, quietly
+from mop_jax.evaluation.metrics.uncertainty import (
+    Interval,
+    interval,
+    measured_floor,
+    quietly,
+    smaller_floors,
+)
 
 
 class Reported(NamedTuple):
@@ -25,6 +31,7 @@ class Reported(NamedTuple):
         floor: the mean value where real texts stand for the simulated; NaN where none can.
         n: number of simulated texts.
         p_value: of the metric's test, where it is one.
+        floor_sizes: real texts and stand-ins that the floor is of, where there is one.
     """
 
     value: float
@@ -33,6 +40,7 @@ class Reported(NamedTuple):
     floor: float
     n: int
     p_value: float | None = None
+    floor_sizes: tuple[int, int] | None = None
 
     @property
     def excess(self) -> float:
@@ -85,7 +93,7 @@ def report(
             replicates=replicates, level=level, size=size, value=value,
         ) or Interval(math.nan, math.nan)  # fmt: skip
         floor = _or_warn(
-            noise_floor, f"Metric {name!r} has no noise floor", metric, comparison, splits=splits
+            measured_floor, f"Metric {name!r} has no noise floor", metric, comparison, splits=splits
         )
         found[name] = Reported(
             value,
@@ -95,7 +103,11 @@ def report(
             math.nan if floor is None else floor.mean,
             len(comparison.simulated),
             None if metric.p_value is None else metric.p_value(comparison),
+            None if floor is None else (floor.num_real, floor.num_stand_ins),
         )
+    sizes = {name: one.floor_sizes for name, one in found.items() if one.floor_sizes is not None}
+    for sentence in smaller_floors(sizes, len(comparison.real), len(comparison.simulated)):
+        warnings.warn(sentence, stacklevel=2)
     return found
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -191,6 +191,15 @@ def noise_floor(metric: Metric, comparison: Comparison, *, splits: int = 3) -> F
     Raises:
         DataError: if there are fewer than two real texts a side.
     """
+    floor = measured_floor(metric, comparison, splits=splits)
+    sizes = {metric.name: (floor.num_real, floor.num_stand_ins)}
+    for sentence in smaller_floors(sizes, len(comparison.real), len(comparison.simulated)):
+        warnings.warn(sentence, stacklevel=2)
+    return floor
+
+
+def measured_floor(metric: Metric, comparison: Comparison, *, splits: int = 3) -> Floor:
+    """`noise_floor` without a word on the sizes of its samples."""
     rng = np.random.default_rng([comparison.seed, 3])
     values = []
     made = comparison
@@ -199,15 +208,29 @@ def noise_floor(metric: Metric, comparison: Comparison, *, splits: int = 3) -> F
             warnings.simplefilter("ignore")
             made = _real_for_simulated(metric, comparison, rng, comparison.seed + 1 + split)
             values.append(evaluate(metric, made))
-    num_real, num_stand_ins = len(made.real), len(made.simulated)
-    if num_stand_ins < len(comparison.simulated) or num_real < len(comparison.real):
-        warnings.warn(
-            f"The noise floor of {metric.name!r} is that of {num_real} and {num_stand_ins} real "
-            f"texts, for there are too few to stand beside {len(comparison.real)} real and "
-            f"{len(comparison.simulated)} simulated texts.",
-            stacklevel=2,
-        )
-    return Floor(float(np.mean(values)), np.array(values), num_real, num_stand_ins)
+    return Floor(float(np.mean(values)), np.array(values), len(made.real), len(made.simulated))
+
+
+def smaller_floors(
+    sizes: Mapping[str, Sequence[int]], num_real: int, num_simulated: int
+) -> list[str]:
+    """What to know of noise floors whose samples are smaller than those of their values.
+
+    Args:
+        sizes: metric → real texts and stand-ins of its floor.
+        num_real: real texts of the value.
+        num_simulated: simulated texts of the value.
+    """
+    smaller: dict[tuple[int, ...], list[str]] = {}
+    for name, (real, stand_ins) in sizes.items():
+        if real < num_real or stand_ins < num_simulated:
+            smaller.setdefault((real, stand_ins), []).append(name)
+    return [
+        f"The noise floor of {', '.join(map(repr, names))} is that of {real} and {stand_ins} real "
+        f"texts, for there are too few to stand beside {num_real} real and {num_simulated} "
+        "simulated texts."
+        for (real, stand_ins), names in smaller.items()
+    ]
 
 
 def _real_for_simulated(
