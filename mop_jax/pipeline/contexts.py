@@ -38,7 +38,9 @@ def read_contexts(
     file = resolve_path(name)
     if file.suffix.lower() in _LINES:
         return _from_texts(_lines(name, file), f"{name}, line")
-    columns = [section.context] if isinstance(section.context, str) else list(section.context)
+    # Records of a data set by name have their requests under that name.
+    given = section.context or "context"
+    columns = [given] if isinstance(given, str) else list(given)
     table = read_table(name, needed=columns)
     response = "response"
     while response in table.names:

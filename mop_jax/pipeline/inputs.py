@@ -48,7 +48,7 @@ class Input:
     governs: tuple[str, ...]
 
     def path(self, config: RunConfig) -> str | None:
-        """Where the configuration says that it is."""
+        """Where the configuration says that it is; None for a data set by name too."""
         return getattr(config, self.section).path
 
 
@@ -82,7 +82,7 @@ class Inputs:
             DataError: if the file or the split is at fault.
         """
         if self._population is None:
-            self._population = self._split(self._read_population())
+            self._population = self._read()
         return self._population
 
     def stamp(self, name: str, known: Stamp | None, *, needed: bool) -> Stamp | None:
@@ -99,6 +99,8 @@ class Inputs:
         """
         entry = INPUTS[name]
         spec = entry.path(self.config)
+        if name == "population" and spec is None:
+            return self._stamp_of_dataset(needed)
         if spec is None:
             return {"digest": "none", "files": {}}
         try:
@@ -191,19 +193,41 @@ class Inputs:
                 "split.test_size to more."
             )
 
-    def _read_population(self) -> Population:
+    def _read(self) -> tuple[Population, Population]:
+        section, split, seed = self.config.population, self.config.split, self.config.seed
+        if section.dataset is not None:
+            from mop_jax.datasets import load_dataset
+
+            sides = load_dataset(
+                section.dataset,
+                train_size=split.train_size,
+                test_size=split.test_size,
+                seed=seed,
+                max_words=section.max_words,
+            )
+            parts = [side.fingerprint for side in sides]
+            self._digest_of_population = hashlib.sha256("".join(parts).encode()).hexdigest()
+            return sides
         from mop_jax.population.population import Population
 
-        section = self.config.population
-        columns = section.model_dump(exclude={"path"})
-        return Population.from_file(section.path, seed=self.config.seed, **columns)
-
-    def _split(self, population: Population) -> tuple[Population, Population]:
+        # The configuration's own checks see to it.
+        assert section.path is not None and split.test_size is not None
+        columns = section.model_dump(exclude={"path", "dataset", "max_words"})
+        population = Population.from_file(section.path, seed=seed, **columns)
         self._digest_of_population = population.fingerprint
-        split = self.config.split
         return population.split(
-            split.test_size, by=split.by, seed=self.config.seed, train_size=split.train_size
+            split.test_size, by=split.by, seed=seed, train_size=split.train_size
         )
+
+    def _stamp_of_dataset(self, needed: bool) -> Stamp | None:
+        """By its records: where its files lie is its own affair."""
+        try:
+            return {"digest": self._population_digest(), "files": {}}
+        except DataError:
+            if needed:
+                raise
+            _LOG.warning("The data set is not at hand any more; nothing needs it.")
+            return None
 
     def _population_digest(self) -> str:
         self.records()

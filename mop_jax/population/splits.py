@@ -30,8 +30,8 @@ def split_rows(
     Raises:
         DataError: if there are too few records, or no labels or groups to split by.
     """
-    num_test = _part_size("test_size", test_size, num_records)
-    num_train = None if train_size is None else _part_size("train_size", train_size, num_records)
+    num_test = part_size("test_size", test_size, num_records)
+    num_train = None if train_size is None else part_size("train_size", train_size, num_records)
     if num_test + (num_train or 1) > num_records:
         raise DataError(
             f"{num_records} records are too few for {num_test} test and at least "
@@ -184,7 +184,12 @@ def _groups_that_fit(sizes: np.ndarray, order: np.ndarray, num_test: int) -> np.
     return np.array(chosen)
 
 
-def _part_size(name: str, size: int | float, num_records: int) -> int:
+def part_size(name: str, size: int | float, num_records: int) -> int:
+    """A number of records, given as such or as a fraction of all.
+
+    Raises:
+        DataError: if it is neither; names the argument.
+    """
     if isinstance(size, float) and 0 < size < 1:
         return max(1, round(size * num_records))
     if np.isfinite(size) and size == int(size) and size >= 1:

@@ -83,7 +83,7 @@ def test_reuters_keeps_its_own_split_without_twins(reuters, caplog) -> None:
     assert (
         len(load_dataset("reuters_r8", source=reuters, max_words=2).train.responses[0].split()) == 2
     )
-    with pytest.raises(DataError, match="16 training records were asked for; the data set has 15"):
+    with pytest.raises(DataError, match="train_size is 16; the data set has 15"):
         load_dataset("reuters_r8", source=reuters, train_size=16)
 
 
@@ -263,5 +263,5 @@ def test_hub_files_that_are_not_what_they_should_be(tmp_path) -> None:
 
 @pytest.mark.parametrize("sizes", [{"train_size": 0}, {"test_size": 0}, {"max_words": 0}])
 def test_sizes_are_positive(sizes, vader) -> None:
-    with pytest.raises(DataError, match="accepted is a positive integer"):
+    with pytest.raises(DataError, match="accepted is a (count from 1|positive integer)"):
         load_dataset("films", source=vader, **sizes)
