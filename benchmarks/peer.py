@@ -36,14 +36,15 @@ class Sample(NamedTuple):
     log_probs: np.ndarray
 
 
-class Peer:
-    """A peer process."""
+class Process:
+    """A peer that answers a line of JSON with a line of JSON."""
 
-    def __init__(self, name: str, command: list[str], log: Path):
+    def __init__(self, name: str, script: str, command: list[str], log: Path):
         """Starts it and waits until its model is loaded.
 
         Args:
-            name: in the results; the script is `peers/NAME_scoring.py`.
+            name: in the results.
+            script: of the folder `peers`.
             command: the interpreter, and arguments of the script.
             log: file of what its libraries print.
         """
@@ -51,7 +52,7 @@ class Peer:
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         with log.open("w") as handle:
             self._process = subprocess.Popen(
-                [command[0], str(SCRIPTS / f"{name}_scoring.py"), *command[1:]],
+                [command[0], str(SCRIPTS / script), *command[1:]],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=handle,
@@ -61,33 +62,18 @@ class Peer:
             )
         self.versions: dict[str, str] = self._answer()["versions"]
 
-    def peak(self) -> float:
-        """FLOP/s of its matrix product."""
-        return self._ask({"do": "peak"})["peak"]
-
-    def score(self, work: Workload, indices: np.ndarray, batch_size: int) -> Sample:
-        """Scores pairs once, timed."""
-        given = self._ask(
-            {
-                "do": "score",
-                "workload": work.name,
-                "pairs": work.pairs[indices].tolist(),
-                "batch_size": batch_size,
-            }
-        )
-        return Sample(given["seconds"], np.asarray(given["log_probs"]))
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def close(self) -> None:
         """Ends the process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
-
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -97,6 +83,30 @@ class Peer:
             tail = "\n".join(self._log.read_text().splitlines()[-8:])
             raise SystemExit(f"The {self.name} peer ended early; its last words:\n{tail}")
         return json.loads(line)
+
+
+class Peer(Process):
+    """A peer that scores: its script is `peers/NAME_scoring.py`."""
+
+    def __init__(self, name: str, command: list[str], log: Path):
+        """Starts it; see `Process`."""
+        super().__init__(name, f"{name}_scoring.py", command, log)
+
+    def peak(self) -> float:
+        """FLOP/s of its matrix product."""
+        return self.ask({"do": "peak"})["peak"]
+
+    def score(self, work: Workload, indices: np.ndarray, batch_size: int) -> Sample:
+        """Scores pairs once, timed."""
+        given = self.ask(
+            {
+                "do": "score",
+                "workload": work.name,
+                "pairs": work.pairs[indices].tolist(),
+                "batch_size": batch_size,
+            }
+        )
+        return Sample(given["seconds"], np.asarray(given["log_probs"]))
 
 
 def best_batch_size(

@@ -1,11 +1,13 @@
-"""Samples and tokens per second of ours and of torch's `generate`, and their ratios.
+"""Samples and tokens per second of ours, torch's `generate` and llama.cpp, and their ratios.
 
-Both answer the requests of 256 real film reviews under a persona and an exemplar each (4 personas ×
+All answer the requests of 256 real film reviews under a persona and an exemplar each (4 personas ×
 6 exemplars) with SmolLM2-135M-Instruct in float32 at temperature 1 without truncation, at most 96
-new tokens: the same prompts, as token ids, and the same weights. torch runs in a process and an
-environment of its own, with left padding, at the best of a few batch sizes; the two take turns
-(these machines drift, ratios hold). Our time includes computing the shared prefixes. A slot-step is
-one row in one step of decoding; it is wasted if its response had already ended.
+new tokens: the same prompts, as token ids, and the same weights. Peers run in processes and an
+environment of their own, at the best of a few batch sizes, and all take turns (these machines
+drift, ratios hold): torch in float32 with left padding; llama.cpp on the GGUF as it is, quantised,
+with as many slots as ours and shared prefixes run once (`peers/llama_sampling.py`). Our time
+includes computing the shared prefixes. A slot-step is one row in one step of decoding; it is wasted
+if its response had already ended.
 
     python benchmarks/sampling.py [--peer-python .parity-venv/bin/python] [--samples 256]
 """
@@ -17,14 +19,15 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from peer import Process
 
 from mop_jax import atomic
 from mop_jax.lm import sampling
@@ -41,6 +44,11 @@ REQUEST = (
 )
 ROOT = Path(__file__).parents[1]
 NUM_EXEMPLARS = 6
+# By peer; llama.cpp with as many slots as ours.
+BATCH_SIZES = {
+    "torch": [32, 64, 128],
+    "llama": [sampling.by_backend(sampling.SLOTS, sampling.SLOTS_ACCELERATOR)],
+}
 
 
 class Timing(NamedTuple):
@@ -66,36 +74,17 @@ class Timing(NamedTuple):
         return 1 - self.tokens / self.slot_steps
 
 
-class Peer:
-    """The torch process."""
+class SamplingPeer(Process):
+    """A peer that samples: its script is `peers/NAME_sampling.py`."""
 
-    def __init__(self, python: str, model: Path, prompts: Path):
-        """Starts it and waits until its model is loaded."""
-        folder, gguf = (model, []) if model.is_dir() else (model.parent, [model.name])
-        self._process = subprocess.Popen(
-            [
-                python,
-                str(Path(__file__).parent / "peers" / "torch_sampling.py"),
-                *("--model", str(folder), "--prompts", str(prompts)),
-                *("--threads", str(os.cpu_count())),
-                *(f"--gguf-file={name}" for name in gguf),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            # The package's own path means nothing to the peer's interpreter.
-            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-        )
-        self.versions: dict[str, str] = self._answer()["versions"]
+    def __init__(self, name: str, python: str, model: Path, work: Path, log: Path):
+        """Starts it; see `Process`."""
+        options = ["--model", str(model), "--work", str(work), "--threads", str(os.cpu_count())]
+        super().__init__(name, f"{name}_sampling.py", [python, *options], log)
 
     def run(self, indices: np.ndarray, batch_size: int) -> Timing:
         """Samples a response to each of these prompts."""
-        command = {"indices": indices.tolist(), "batch_size": batch_size}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        found = self._answer()
+        found = self.ask({"indices": indices.tolist(), "batch_size": batch_size})
         return Timing(
             found["seconds"],
             found["processor_seconds"],
@@ -103,19 +92,6 @@ class Peer:
             sum(found["counts"]),
             found["slot_steps"],
         )
-
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit("The torch process ended early; run its script by hand to see why.")
-        return json.loads(line)
 
 
 def build_prompts(builder: PromptBuilder, num_samples: int) -> list[Prompt]:
@@ -172,87 +148,133 @@ def main() -> None:
     """Runs the benchmark and writes benchmarks/results/sampling.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", default=str(ROOT / ".parity-venv" / "bin" / "python"))
+    parser.add_argument("--peers", nargs="+", choices=list(BATCH_SIZES), default=list(BATCH_SIZES))
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "sampling.json"))
     options = parser.parse_args()
     model = FlaxLM.from_pretrained(options.model)
     builder = PromptBuilder(model.tokenizer)
     prompts = build_prompts(builder, options.samples)
-    ids = [prompt.token_ids for prompt in prompts]
-    settings = {"max_new_tokens": options.max_new_tokens, "end_id": builder.end_id}
+    work = {
+        "prompts": [prompt.token_ids for prompt in prompts],
+        "prefix_lengths": [sum(map(len, prompt.prefix)) for prompt in prompts],
+        "settings": {"max_new_tokens": options.max_new_tokens, "end_id": builder.end_id},
+    }
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "prompts.json"
-        file.write_text(json.dumps({"prompts": ids, "settings": settings}))
-        peer = Peer(options.peer_python, resolve_path(options.model), file)
-    everything = np.arange(len(prompts))
-    few = everything[:: max(1, len(prompts) // max(options.batch_sizes))]
-    peer.run(few[:4], 4)  # warms up
-    sizes = {size: peer.run(few, size) for size in options.batch_sizes}
-    for size, timing in sizes.items():
-        print(f"torch, batches of {size}: {timing.tokens / timing.seconds:.1f} tokens/s")
-    best = max(sizes, key=lambda size: sizes[size].tokens / sizes[size].seconds)
-    run_ours(model, prompts, builder.end_id, options.max_new_tokens, 0, few=4)  # compiles
-    ours: list[Timing] = []
-    torch: list[Timing] = []
-    for number in range(options.rounds):
-        torch.append(peer.run(everything, best))
-        ours.append(run_ours(model, prompts, builder.end_id, options.max_new_tokens, seed=number))
-        for name, timing in (("torch", torch[-1]), ("ours", ours[-1])):
-            print(
-                f"{name:>5}: {timing.samples / timing.seconds:6.2f} samples/s, "
-                f"{timing.tokens / timing.seconds:6.1f} tokens/s, "
-                f"{timing.tokens / timing.processor_seconds:6.1f} a processor second, "
-                f"{timing.wasted:5.1%} of slot-steps wasted",
-                flush=True,
-            )
-    peer.close()
+        path, weights = Path(folder) / "work.json", resolve_path(options.model)
+        path.write_text(json.dumps(work))
+        peers = [
+            SamplingPeer(name, options.peer_python, weights, path, Path(folder) / f"{name}.log")
+            for name in options.peers
+        ]
 
-    def ratios(rate) -> dict[str, float]:
-        each = [rate(a) / rate(b) for a, b in zip(ours, torch, strict=True)]
-        return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+        def ours(number: int, few: int = 0) -> Timing:
+            longest = options.max_new_tokens
+            return run_ours(model, prompts, builder.end_id, longest, number, few)
 
-    def summary(timings: list[Timing]) -> dict[str, float]:
-        return {
-            "samples_per_second": statistics.median(t.samples / t.seconds for t in timings),
-            "tokens_per_second": statistics.median(t.tokens / t.seconds for t in timings),
-            "tokens_per_processor_second": statistics.median(
-                t.tokens / t.processor_seconds for t in timings
-            ),
-            "tokens_per_sample": sum(t.tokens for t in timings) / sum(t.samples for t in timings),
-            "wasted_slot_steps": 1
-            - sum(t.tokens for t in timings) / sum(t.slot_steps for t in timings),
-        }
-
-    result = {
+        result = compared(peers, ours, len(prompts), options.rounds)
+        for peer in peers:
+            peer.close()
+    result |= {
         "samples": len(prompts),
-        "prompt_tokens": float(np.mean([len(prompt) for prompt in ids])),
-        "prefix_tokens": float(np.mean([sum(map(len, p.prefix)) for p in prompts])),
+        "prompt_tokens": float(np.mean([len(ids) for ids in work["prompts"]])),
+        "prefix_tokens": float(np.mean(work["prefix_lengths"])),
         "max_new_tokens": options.max_new_tokens,
         "rounds": options.rounds,
-        "ours": summary(ours) | {"slots": sampling.by_backend(sampling.SLOTS, 128)},
-        "torch": summary(torch)
-        | {"batch_size": best}
-        | {
-            "tokens_per_second_by_batch_size": {
-                str(k): t.tokens / t.seconds for k, t in sizes.items()
-            }
-        },
-        "ratio_tokens_per_second": ratios(lambda t: t.tokens / t.seconds),
-        "ratio_samples_per_second": ratios(lambda t: t.samples / t.seconds),
-        "ratio_tokens_per_processor_second": ratios(lambda t: t.tokens / t.processor_seconds),
-        "versions": {"jax": jax.__version__} | peer.versions,
+        "versions": {"jax": jax.__version__}
+        | {name: version for peer in peers for name, version in peer.versions.items()},
         "device": jax.devices()[0].device_kind,
         "machine": platform.machine(),
         "processors": os.cpu_count(),
     }
     atomic.write_json(options.output, result)
-    for key, value in result.items():
-        if key.startswith("ratio_"):
-            print(f"{key}: {json.dumps(value)}")
+    for peer in peers:
+        for key, value in result[peer.name].items():
+            if key.startswith("ratio_"):
+                print(f"{key}, ours to {peer.name}: {json.dumps(value)}")
+
+
+def compared(
+    peers: list[SamplingPeer], ours: Callable[..., Timing], num_samples: int, rounds: int
+) -> dict[str, Any]:
+    """Everybody's runs, in turns, and what they amount to."""
+    everything = np.arange(num_samples)
+    rates = {peer.name: rates_by_size(peer, everything) for peer in peers}
+    best = {name: max(sizes, key=lambda size: sizes[size]) for name, sizes in rates.items()}
+    ours(0, few=4)  # compiles
+    timings: dict[str, list[Timing]] = {name: [] for name in ["ours", *best]}
+    for number in range(rounds):
+        for peer in peers:
+            timings[peer.name].append(peer.run(everything, best[peer.name]))
+        timings["ours"].append(ours(number))
+        for name, runs in timings.items():
+            show(name, runs[-1])
+    result: dict[str, Any] = {
+        "ours": summary(timings["ours"]) | {"slots": sampling.by_backend(sampling.SLOTS, 128)}
+    }
+    for name, size in best.items():
+        result[name] = summary(timings[name]) | {
+            "batch_size": size,
+            "tokens_per_second_by_batch_size": {str(k): rate for k, rate in rates[name].items()},
+            "ratio_tokens_per_second": ratios(timings["ours"], timings[name], tokens_per_second),
+            "ratio_tokens_per_processor_second": ratios(
+                timings["ours"], timings[name], lambda t: t.tokens / t.processor_seconds
+            ),
+            "ratio_samples_per_second": ratios(
+                timings["ours"], timings[name], lambda t: t.samples / t.seconds
+            ),
+        }
+    return result
+
+
+def rates_by_size(peer: SamplingPeer, everything: np.ndarray) -> dict[int, float]:
+    """Tokens per second by batch size, on as many prompts as the largest batch holds."""
+    sizes = BATCH_SIZES[peer.name]
+    few = everything[:: max(1, len(everything) // max(sizes))]
+    peer.run(few[:4], 4)  # warms up
+    rates = {size: tokens_per_second(peer.run(few, size)) for size in sizes}
+    for size, rate in rates.items():
+        print(f"{peer.name}, {size} at a time: {rate:.1f} tokens/s", flush=True)
+    return rates
+
+
+def tokens_per_second(timing: Timing) -> float:
+    """Of the responses, end tokens included."""
+    return timing.tokens / timing.seconds
+
+
+def show(name: str, timing: Timing) -> None:
+    """Prints a run."""
+    print(
+        f"{name:>5}: {timing.samples / timing.seconds:6.2f} samples/s, "
+        f"{tokens_per_second(timing):6.1f} tokens/s, "
+        f"{timing.tokens / timing.processor_seconds:6.1f} a processor second, "
+        f"{timing.wasted:5.1%} of slot-steps wasted",
+        flush=True,
+    )
+
+
+def ratios(ours: list[Timing], theirs: list[Timing], rate: Callable[[Timing], float]):
+    """Of runs that followed one another."""
+    each = [rate(a) / rate(b) for a, b in zip(ours, theirs, strict=True)]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+
+
+def summary(timings: list[Timing]) -> dict[str, float]:
+    """Of all rounds."""
+    return {
+        "samples_per_second": statistics.median(t.samples / t.seconds for t in timings),
+        "tokens_per_second": statistics.median(map(tokens_per_second, timings)),
+        "tokens_per_processor_second": statistics.median(
+            t.tokens / t.processor_seconds for t in timings
+        ),
+        "tokens_per_sample": sum(t.tokens for t in timings) / sum(t.samples for t in timings),
+        "wasted_slot_steps": 1
+        - sum(t.tokens for t in timings) / sum(t.slot_steps for t in timings),
+    }
 
 
 if __name__ == "__main__":

@@ -239,13 +239,15 @@ def tree_levels(paths: Iterable[tuple]) -> list[list[tuple]]:
     return [list(dict.fromkeys(p[:depth] for p in paths if len(p) >= depth)) for depth in depths]
 
 
-def segment_shapes(paths: Iterable[tuple], num_rows: int) -> list[ChunkShape]:
+def segment_shapes(
+    paths: Iterable[tuple], num_rows: int, chunk_tokens: int | None = None
+) -> list[ChunkShape]:
     """Shapes in which the segments of all levels, and of all pools of `num_rows` rows, are run."""
     lengths = [len(node[-1]) for level in tree_levels(paths) for node in level]
     if not lengths:
         return []
-    budget = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
-    shapes = chunk_shapes(lengths, budget, 2, 16)
+    usual = by_backend(TOKENS_PER_CHUNK, TOKENS_PER_CHUNK_ACCELERATOR)
+    shapes = chunk_shapes(lengths, chunk_tokens or usual, 2, 16)
     # What is run must find room beside the pool.
     return [shape._replace(num_rows=min(shape.num_rows, num_rows)) for shape in shapes]
 
@@ -266,6 +268,7 @@ def prefix_pools(
     mesh: Mesh | None = None,
     kept: KeptPool | None = None,
     most_rows: float = math.inf,
+    chunk_tokens: int | None = None,
 ) -> Iterator[tuple[PrefixPool, list[int]]]:
     """Pools that together hold all wanted prefixes, each within the memory budget.
 
@@ -281,6 +284,8 @@ def prefix_pools(
         mesh: the decoder's.
         kept: where the pool of earlier work with the same decoder may be found.
         most_rows: of a pool, prefixes' parents counted; as many as the memory holds by default.
+        chunk_tokens: that are run at a time. The last chunk of each level of each pool is not full,
+            which is nothing in large pools, and most of the work in small ones.
 
     Yields:
         A pool, and the indices into `wanted` of the work whose prefix it holds.
@@ -289,7 +294,7 @@ def prefix_pools(
     sizes, row_bytes = _row_size(decoder, paths, mesh)
     memory = min(memory, most_rows * row_bytes)
     groups, num_rows = _groups(paths, row_bytes, memory)
-    shapes = segment_shapes(paths.values(), num_rows)
+    shapes = segment_shapes(paths.values(), num_rows, chunk_tokens)
     weights = jax.tree.leaves(nnx.state(decoder))
     while groups:
         group = groups.pop(0)
@@ -318,7 +323,7 @@ def prefix_pools(
             memory = num_rows * row_bytes / 2
             rest = {i: paths[i] for g in (group, *groups) for i in g}
             groups, num_rows = _groups(rest, row_bytes, memory)
-            shapes = segment_shapes(paths.values(), num_rows)
+            shapes = segment_shapes(paths.values(), num_rows, chunk_tokens)
             warnings.warn(
                 f"The device's memory does not hold {len(group)} prefixes at a time; going on with "
                 f"{len(groups[0])}.",

@@ -29,7 +29,7 @@ from mop_jax.lm.decoder import Decoder
 from mop_jax.lm.drawing import TruncationArrays
 from mop_jax.lm.memory import default_memory, is_out_of_memory, kv_bytes_per_token
 from mop_jax.lm.mesh import MODEL, num_lanes, replicate, to_host
-from mop_jax.lm.planning import by_backend
+from mop_jax.lm.planning import TOKENS_PER_CHUNK_ACCELERATOR, by_backend
 from mop_jax.lm.prefixes import OUT_OF_RANGE, PrefixPool, prefix_pools
 from mop_jax.lm.slots import Whole, end_table, windows
 from mop_jax.lm.unstacked import Layerwise, has_room
@@ -39,6 +39,8 @@ SLOTS = {"cpu": 32}
 SLOTS_ACCELERATOR = 128
 # Prompts that wait in a pool, for each slot: they are run, and dropped, in step with the slots.
 POOL_ROWS = 4
+# Such a pool is small.
+POOL_CHUNK_TOKENS = {"cpu": 256}
 # Slots are refilled when this share of them is free: a smaller one leaves fewer idle, a larger one
 # runs more requests at a time.
 REFILL_SHARE = 1 / 8
@@ -244,6 +246,7 @@ class _Work:
         pools = prefix_pools(
             self._decoder, prompts, np.arange(len(pairs)), self._memory, done, self._mesh,
             most_rows=POOL_ROWS * self.num_slots,
+            chunk_tokens=by_backend(POOL_CHUNK_TOKENS, TOKENS_PER_CHUNK_ACCELERATOR),
         )  # fmt: skip
         for pool, members in pools:
             for batch in self.batches([i for i in members if not done[i]]):

@@ -211,7 +211,8 @@ class Inputs:
         from mop_jax.population.population import Population
 
         # The configuration's own checks see to it.
-        assert section.path is not None and split.test_size is not None
+        assert section.path is not None
+        assert split.test_size is not None
         columns = section.model_dump(exclude={"path", "dataset", "max_words"})
         population = Population.from_file(section.path, seed=seed, **columns)
         self._digest_of_population = population.fingerprint

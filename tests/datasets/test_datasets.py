@@ -263,5 +263,5 @@ def test_hub_files_that_are_not_what_they_should_be(tmp_path) -> None:
 
 @pytest.mark.parametrize("sizes", [{"train_size": 0}, {"test_size": 0}, {"max_words": 0}])
 def test_sizes_are_positive(sizes, vader) -> None:
-    with pytest.raises(DataError, match="accepted is a (count from 1|positive integer)"):
+    with pytest.raises(DataError, match=r"accepted is a (count from 1|positive integer)"):
         load_dataset("films", source=vader, **sizes)
