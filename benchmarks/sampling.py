@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -153,8 +154,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--torch-batch-sizes", type=int, nargs="+", default=BATCH_SIZES["torch"])
     parser.add_argument("--output", default=str(ROOT / "benchmarks" / "results" / "sampling.json"))
     options = parser.parse_args()
+    BATCH_SIZES["torch"] = options.torch_batch_sizes
     model = FlaxLM.from_pretrained(options.model)
     builder = PromptBuilder(model.tokenizer)
     prompts = build_prompts(builder, options.samples)
@@ -218,7 +221,9 @@ def compared(
     for name, size in best.items():
         result[name] = summary(timings[name]) | {
             "batch_size": size,
-            "tokens_per_second_by_batch_size": {str(k): rate for k, rate in rates[name].items()},
+            "tokens_per_second_by_batch_size": {
+                str(k): rate for k, rate in rates[name].items() if math.isfinite(rate)
+            },
             "ratio_tokens_per_second": ratios(timings["ours"], timings[name], tokens_per_second),
             "ratio_tokens_per_processor_second": ratios(
                 timings["ours"], timings[name], lambda t: t.tokens / t.processor_seconds
@@ -233,6 +238,9 @@ def compared(
 def rates_by_size(peer: SamplingPeer, everything: np.ndarray) -> dict[int, float]:
     """Tokens per second by batch size, on as many prompts as the largest batch holds."""
     sizes = BATCH_SIZES[peer.name]
+    if len(sizes) == 1:
+        peer.run(everything[:4], 4)  # warms up
+        return {sizes[0]: math.nan}
     few = everything[:: max(1, len(everything) // max(sizes))]
     peer.run(few[:4], 4)  # warms up
     rates = {size: tokens_per_second(peer.run(few, size)) for size in sizes}
