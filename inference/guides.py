@@ -234,6 +234,20 @@ GUIDES: dict[str, type[AutoGuide]] = {DEFAULT_GUIDE: AutoWhitenedNormal, **_by_n
 """Guides that `guide=` accepts by name."""
 
 
+def start_at(values: Mapping[str, Any]) -> Callable[..., Any]:
+    """An `init_loc_fn`: given values for some sites, of any shape that fits; a draw for others."""
+
+    def start(site: dict[str, Any] | None = None) -> Any:
+        if site is None:
+            return start
+        if site["name"] not in values:
+            return init_to_sample(site)
+        shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
+        return jnp.broadcast_to(jnp.asarray(values[site["name"]], float), shape)
+
+    return start
+
+
 def make_guide(
     guide: str | type[AutoGuide] | AutoGuide, model: Callable[..., Any], **kwargs: Any
 ) -> AutoGuide:
@@ -257,7 +271,7 @@ def make_guide(
             raise DataError(
                 f"Guide {guide.__name__} needs more than a model; make it, and pass it as it is."
             )
-        return guide(model, init_loc_fn=init_to_sample, **kwargs)
+        return guide(model, **{"init_loc_fn": init_to_sample, **kwargs})
     return guide
 
 

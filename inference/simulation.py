@@ -4,6 +4,10 @@ Sample s has random keys of its own, from the seed and s: with one it picks a po
 persona from π(x; θ) and an exemplar from Ω_k(x; θ), with the other, `fold_in(seed, s)`, the
 language model draws the response at temperature τ_k(θ). Nothing of it depends on which other
 samples are drawn with it.
+
+With L components in a prompt, L pairs are drawn independently under the same θ. The prompt has the
+persona and the temperature of the first, and the exemplars of all, in the order drawn; one that is
+drawn again is not shown again, since the language model would take to repeating it.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from mop_jax import progress
 from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, gate_at
 from mop_jax.lm.base import NO_TRUNCATION, Generation, SamplingModel, Truncation
-from mop_jax.prompts import PromptBuilder
+from mop_jax.prompts import ConversationBuilder, Prompt, PromptBuilder
 
 _COMPONENT_STREAM = 2**31
 # Exemplars' logits of all draws at a time, about.
@@ -36,6 +40,7 @@ class ComponentDraws(NamedTuple):
         exemplar: int [M].
         temperature: τ of the persona under the draw, float [M].
         log_prob: log π_k + log Ω_kj, nats, float [M].
+        further: exemplars of the L − 1 components after the first, int [M, L − 1].
     """
 
     sample: np.ndarray
@@ -45,6 +50,11 @@ class ComponentDraws(NamedTuple):
     exemplar: np.ndarray
     temperature: np.ndarray
     log_prob: np.ndarray
+    further: np.ndarray
+
+    def exemplars_of(self, row: int) -> list[int]:
+        """The distinct exemplars in the prompt of a sample, in the order drawn."""
+        return list(dict.fromkeys([int(self.exemplar[row]), *self.further[row].tolist()]))
 
 
 class SimulatedResponse(NamedTuple):
@@ -61,8 +71,9 @@ class SimulatedResponse(NamedTuple):
         temperature: of the language model.
         text: the response.
         finished: whether the response ended by itself within `max_new_tokens`.
-        component_log_prob: log π_k(x) + log Ω_kj(x) under the draw, nats.
-        response_log_prob: log p(response | component) at the temperature, untruncated, nats.
+        component_log_prob: log π_k(x) + log Ω_kj(x) of the (first) component under the draw, nats.
+        response_log_prob: log p(response | prompt) at the temperature, untruncated, nats.
+        further_exemplars: those that stand in the prompt after the first; none for one component.
     """
 
     sample: int
@@ -77,6 +88,7 @@ class SimulatedResponse(NamedTuple):
     finished: bool
     component_log_prob: float
     response_log_prob: float
+    further_exemplars: tuple[int, ...] = ()
 
 
 def draw_components(
@@ -87,6 +99,7 @@ def draw_components(
     seed: int,
     sample_ids: np.ndarray | None = None,
     leave_out: np.ndarray | None = None,
+    num_components: int = 1,
 ) -> ComponentDraws:
     """Draws (posterior draw, persona, exemplar) for each sample.
 
@@ -97,6 +110,7 @@ def draw_components(
         seed: with the sample's number, decides everything.
         sample_ids: the samples' numbers, int [M]; 0 … M − 1 by default.
         leave_out: bool [N, J], exemplars that must not serve a context.
+        num_components: L, components of each sample; the first is the same whatever L is.
     """
     context_index = np.asarray(context_index, int)
     samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
@@ -104,7 +118,17 @@ def draw_components(
     # Not the samples' own keys, from which the language model draws their tokens.
     root = jax.random.fold_in(jax.random.key(seed), _COMPONENT_STREAM)
     keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(samples.astype(np.uint32))
-    uniforms = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys), np.float64)
+
+    def uniform(keys: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+        return np.asarray(jax.vmap(lambda key: jax.random.uniform(key, shape))(keys), np.float64)
+
+    uniforms = uniform(keys, (3,))
+    more = np.zeros((len(samples), 0, 2))
+    if num_components > 1:
+        # A key for each of them: what the l-th is does not depend on how many there are.
+        of = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        more = np.stack([uniform(of(keys, n), (2,)) for n in range(1, num_components)], axis=1)
+    further = np.zeros(more.shape[:2], int)
     used, place = np.unique(context_index, return_inverse=True)
     mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
     embeddings = np.asarray(context_embeddings)[used]
@@ -122,21 +146,32 @@ def draw_components(
             path = _draw_path(arrays, place[i] - begin, uniforms[i])
             for values, value in zip(drawn, path, strict=True):
                 values[i] = value
-    return ComponentDraws(samples, context_index, *drawn)
+            for m, pair in enumerate(more[i]):
+                further[i, m] = _draw_component(arrays, path[0], place[i] - begin, *pair)[1]
+    return ComponentDraws(samples, context_index, *[*drawn, further])
 
 
 def _draw_path(
     gate: Sequence[np.ndarray], n: int, uniforms: np.ndarray
 ) -> tuple[int, int, int, float, float]:
     """Draw, persona, exemplar, temperature and log-probability of one sample in context n."""
-    persona_log_probs, record_logits, persona_logits, temperature = gate
+    temperature = gate[-1]
     u_draw, u_persona, u_exemplar = uniforms
     s = min(int(u_draw * len(temperature)), len(temperature) - 1)
+    k, j, log_prob = _draw_component(gate, s, n, u_persona, u_exemplar)
+    return s, k, j, temperature[s, k], log_prob
+
+
+def _draw_component(
+    gate: Sequence[np.ndarray], s: int, n: int, u_persona: float, u_exemplar: float
+) -> tuple[int, int, float]:
+    """Persona, exemplar and log-probability of one component in context n under draw s."""
+    persona_log_probs, record_logits, persona_logits, _ = gate
     k = _invert(persona_log_probs[s, n], u_persona)
     omega = record_logits[s, n] + persona_logits[s, k]
     omega = omega - np.logaddexp.reduce(omega)
     j = _invert(omega, u_exemplar)
-    return s, k, j, temperature[s, k], persona_log_probs[s, n, k] + omega[j]
+    return k, j, persona_log_probs[s, n, k] + omega[j]
 
 
 def simulate(
@@ -145,7 +180,7 @@ def simulate(
     prompts: PromptBuilder,
     *,
     personas: Sequence[str],
-    exemplars: Sequence[tuple[str, str]],
+    exemplars: Sequence[tuple[str, str] | None],
     contexts: Sequence[str],
     context_embeddings: np.ndarray,
     num_samples: int,
@@ -153,6 +188,7 @@ def simulate(
     leave_out: np.ndarray | None = None,
     truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
+    num_components: int = 1,
     skip: Collection[int] = (),
     on_responses: Callable[[list[SimulatedResponse]], None] = lambda responses: None,
 ) -> list[SimulatedResponse]:
@@ -163,7 +199,7 @@ def simulate(
         language_model: samples the responses.
         prompts: builds prompts for that language model.
         personas: K texts, in the posterior's order.
-        exemplars: J (context, response) texts, in the posterior's order.
+        exemplars: J (context, response) texts, in the posterior's order; None where none is shown.
         contexts: N texts.
         context_embeddings: h(x), [N, D], from the encoder of the fit.
         num_samples: how many responses.
@@ -171,6 +207,7 @@ def simulate(
         leave_out: bool [N, J], exemplars that must not serve a context.
         truncation: which tokens may be drawn; by default all, so that the model itself is sampled.
         max_new_tokens: longest response, end token included.
+        num_components: L, components in each prompt; see above.
         skip: samples that are not needed (an interrupted simulation has them).
         on_responses: called with responses as they are finished.
 
@@ -194,6 +231,8 @@ def simulate(
             raise DataError(f"There are {found} {name}; the posterior and contexts need {wanted}.")
     if num_samples < 1:
         raise DataError(f"num_samples is {num_samples}; at least 1 is needed.")
+    if num_components < 1:
+        raise DataError(f"num_components is {num_components}; at least 1 is needed.")
     samples = np.arange(num_samples)
     paths = draw_components(
         posterior,
@@ -201,11 +240,9 @@ def simulate(
         samples % len(contexts),
         seed=seed,
         leave_out=leave_out,
+        num_components=num_components,
     )
-    built = [
-        prompts.component(personas[k], exemplars[j], contexts[i])
-        for i, k, j in zip(paths.context, paths.persona, paths.exemplar, strict=True)
-    ]
+    built = _prompts(prompts, paths, personas, exemplars, contexts)
     prefixes = list(dict.fromkeys(prompt.prefix for prompt in built))
     place = {prefix: i for i, prefix in enumerate(prefixes)}
     skipped = np.isin(samples, list(skip))
@@ -226,6 +263,7 @@ def simulate(
                 finished=bool(generation.finished[row]),
                 component_log_prob=float(paths.log_prob[n]),
                 response_log_prob=float(generation.log_probs[row]),
+                further_exemplars=tuple(paths.exemplars_of(n)[1:]),
             )
             for row, n in enumerate(indices)
             if not skipped[n]
@@ -249,6 +287,28 @@ def simulate(
             on_generated=collect,
         )
     return sorted(responses, key=lambda response: response.sample)
+
+
+def _prompts(
+    prompts: PromptBuilder,
+    paths: ComponentDraws,
+    personas: Sequence[str],
+    exemplars: Sequence[tuple[str, str] | None],
+    contexts: Sequence[str],
+) -> list[Prompt]:
+    """The prompt of each sample."""
+    if paths.further.shape[1] == 0:
+        return [
+            prompts.component(personas[k], exemplars[j], contexts[i])
+            for i, k, j in zip(paths.context, paths.persona, paths.exemplar, strict=True)
+        ]
+    writer = ConversationBuilder(prompts)
+    built = []
+    for row, (i, k) in enumerate(zip(paths.context, paths.persona, strict=True)):
+        shown = [exemplars[j] for j in paths.exemplars_of(row)]
+        pairs = [pair for pair in shown if pair is not None]
+        built.append(writer.component(personas[k], pairs, contexts[i]))
+    return built
 
 
 def _invert(log_probs: np.ndarray, uniform: float) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ import numpy as np
 import numpyro
 import optax
 from numpyro.infer import SVI, init_to_sample
-from numpyro.infer.autoguide import AutoGuide
+from numpyro.infer.autoguide import AutoDelta, AutoGuide
+from numpyro.primitives import Messenger
 
 from mop_jax import progress as progress_bars
 from mop_jax.errors import DataError, FaultError
@@ -31,6 +33,7 @@ from mop_jax.inference.guides import (
     make_guide,
     make_loss,
     prepare_guide,
+    start_at,
 )
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
@@ -97,6 +100,8 @@ def fit_svi(
     tolerance: float = 0.02,
     progress: bool = True,
     checkpoint: str | Path | None = None,
+    maximum_likelihood: bool = False,
+    initial_values: Mapping[str, Any] | None = None,
 ) -> SVIFit:
     """Fits a guide to the posterior of `model` by maximising the ELBO.
 
@@ -120,10 +125,14 @@ def fit_svi(
             few seconds the optimiser's state is saved there; a finished fit that took longer than
             that leaves its last state, and comes back at once. Only the very same fit (key, data,
             model, guide, optimiser, steps) finds it. The folder may be removed at any time.
+        maximum_likelihood: leave the prior out of what is maximised ("AutoDelta" only); starts are
+            drawn from it all the same.
+        initial_values: where the fit starts, by site; the other sites start at a draw from the
+            prior.
 
     Raises:
         FaultError: if the loss stops being a finite number; names the step.
-        DataError: if `batch_size`, `num_steps` or the guide's name is unusable.
+        DataError: if `batch_size`, `num_steps`, the guide's name or `initial_values` is unusable.
 
     Example:
         >>> import jax
@@ -152,10 +161,14 @@ def fit_svi(
     sites = latent_sites(model, data, run_kwargs)
     if not sites:
         return _nothing_to_fit(model, kwargs, data)
+    maximised = without_prior(model) if maximum_likelihood else model
+    start = _start(initial_values or {}, sites, guide)
     setup_key, run_key = jax.random.split(rng_key)
-    auto_guide = prepare_guide(make_guide(guide, model), setup_key, data, run_kwargs)
+    auto_guide = prepare_guide(make_guide(guide, maximised, **start), setup_key, data, run_kwargs)
+    if maximum_likelihood and not isinstance(auto_guide, AutoDelta):
+        raise DataError("maximum_likelihood is a point estimate; its guide is AutoDelta.")
     loss = make_loss(auto_guide, num_particles)
-    svi = SVI(model, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
+    svi = SVI(maximised, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
     # Compiled whole: op by op it takes seconds.
     state = compiled_quickly(jax.jit(svi.init), run_key, data)(run_key, data)
     rounds = ROUNDS if num_steps is None else (num_steps,)
@@ -187,6 +200,39 @@ def fit_svi(
         if jax.tree.leaves(value)
     }
     return SVIFit(params, auto_guide, steps.losses, report, model, kwargs, data)
+
+
+def without_prior(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model whose latent sites have a flat prior: it says where a fit starts, no more."""
+
+    @wraps(model)
+    def flat(*args: Any, **kwargs: Any) -> Any:
+        with _FlatPrior():
+            return model(*args, **kwargs)
+
+    return flat
+
+
+class _FlatPrior(Messenger):
+    """Masks the density of every latent site."""
+
+    def process_message(self, msg: dict[str, Any]) -> None:
+        if msg["type"] == "sample" and not msg["is_observed"]:
+            msg["fn"] = msg["fn"].mask(False)
+
+
+def _start(
+    values: Mapping[str, Any], sites: Mapping[str, Any], guide: str | type[AutoGuide] | AutoGuide
+) -> dict[str, Any]:
+    """What makes a guide start at given values."""
+    unknown = [name for name in values if name not in sites]
+    if unknown:
+        raise DataError(
+            f"initial_values names the site {unknown[0]!r}; the model has {', '.join(sites)}."
+        )
+    if values and isinstance(guide, AutoGuide):
+        raise DataError("A guide that is made already starts where it was told: no initial_values.")
+    return {"init_loc_fn": start_at(values)} if values else {}
 
 
 def latent_sites(

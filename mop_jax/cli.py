@@ -77,7 +77,9 @@ NumSamplesOption = Annotated[
 OutputOption = Annotated[
     Path | None,
     typer.Option(
-        "--output", help="The JSON Lines file of the responses to new contexts, else in the folder."
+        "--output",
+        help="The JSON Lines file of the responses to new contexts, or of another language model; "
+        "else in the folder.",
     ),
 ]
 VersionOption = Annotated[
@@ -174,12 +176,22 @@ def simulate(
     contexts: ContextsOption = None,
     num_samples: NumSamplesOption = None,
     output: OutputOption = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(
+            "--lm",
+            help="Another language model, path or hub id, that speaks through the fitted mixture: "
+            "personas, exemplars, gate and temperatures stay; prompts are built for it.",
+        ),
+    ] = None,
 ) -> None:
-    """Simulates responses to the held-out contexts, or to new ones."""
-    if contexts is None and num_samples is None and output is None:
-        _step("simulate", config, out, update, memory)
-        return
-    options: dict[str, Any] = {"contexts": contexts, "num_samples": num_samples, "output": output}
+    """Simulates responses to the held-out contexts or new ones, by the run's model or another."""
+    options: dict[str, Any] = {
+        "contexts": contexts,
+        "num_samples": num_samples,
+        "output": output,
+        "language_model": language_model,
+    }
     _step("simulate", config, out, update, memory, **options)
 
 
@@ -200,7 +212,11 @@ def figures(
 )
 def benchmark(
     table: Annotated[
-        str, typer.Argument(help="table1: alignment and diversity; table2: downstream F1.")
+        str,
+        typer.Argument(
+            help="table1: alignment and diversity; table2: downstream F1; table3: transfer to "
+            "another language model; table4: ablations."
+        ),
     ],
     data: Annotated[
         list[str],
@@ -209,7 +225,12 @@ def benchmark(
         ),
     ] = ["rotten_tomatoes"],  # noqa: B006 (Typer's way)
     language_model: Annotated[
-        str | None, typer.Option("--lm", help="Another language model than the configurations'.")
+        str | None,
+        typer.Option(
+            "--lm",
+            help="Another language model than the configurations'; for table3 the one that the "
+            "fitted gate is carried over to.",
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Repetitions, seeds 0, 1, …", min=1)] = 3,
     number: Annotated[
@@ -217,19 +238,18 @@ def benchmark(
     ] = 1000,
     methods: Annotated[
         str | None,
-        typer.Option("--methods", help="Names, with commas; all by default."),
+        typer.Option("--methods", help="Names of rows, with commas; all by default."),
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="The folder that keeps responses and tables.")
     ] = Path("runs/benchmark"),
 ) -> None:
-    """Sets simulated populations of all methods beside real ones, as the paper's tables do."""
+    """Sets simulated populations beside real ones, method by method, as the paper's tables do."""
     with _one_sentence():
         _prepare()
         from mop_jax.benchmark import make_table
-        from mop_jax.benchmark.responses import METHODS
 
-        chosen = METHODS if methods is None else [name.strip() for name in methods.split(",")]
+        chosen = None if methods is None else [name.strip() for name in methods.split(",")]
         make_table(
             table,
             data,

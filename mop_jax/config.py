@@ -161,21 +161,52 @@ class EncoderConfig(_Section):
 
 
 class PersonasConfig(_Section):
-    """Personas synthesised from clusters, or read from a file of the user's."""
+    """Personas synthesised from clusters, read from a file of the user's, or written here as texts.
+
+    `described_from: random_records` shows the language model records at random in place of those
+    nearest each cluster's centre. Exemplars are stratified over the clusters all the same, of which
+    there are `num_personas`, or as many as a file has personas.
+    """
 
     num_personas: int = Field(8, ge=1)
     path: str | None = None
+    texts: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1)
+    described_from: Literal["clusters", "random_records"] = "clusters"
     records_per_persona: int = Field(8, ge=1)
     max_new_tokens: int = Field(80, ge=8)
 
+    @model_validator(mode="after")
+    def _has_one_source(self) -> PersonasConfig:
+        if self.texts is not None:
+            if self.path is not None:
+                raise ValueError("path and texts both say what the personas are; give one")
+            if len(set(self.texts)) < len(self.texts):
+                raise ValueError("texts repeat themselves; personas must differ")
+        if self.described_from != "clusters" and (self.texts or self.path):
+            raise ValueError(
+                "described_from belongs to synthesised personas, without path or texts"
+            )
+        return self
+
 
 class ExemplarsConfig(_Section):
-    """The exemplar pool; see `select_exemplars` and `leave_out_mask`."""
+    """The exemplar pool; see `select_exemplars` and `leave_out_mask`.
 
-    num_exemplars: int = Field(32, ge=2)
+    With `num_exemplars: 0` prompts show none: a component is a persona alone.
+    """
+
+    num_exemplars: int = Field(32, ge=0)
     allocation: Literal["proportional", "equal"] = "proportional"
     stratify_labels: bool = True
     leave_out: Literal["record", "group"] | None = None
+
+    @field_validator("num_exemplars")
+    @classmethod
+    def _leaves_one_to_others(cls, number: int) -> int:
+        # The only exemplar could not serve the record that it is.
+        if number == 1:
+            raise ValueError("a single exemplar cannot serve its own record; give 0, or 2 or more")
+        return number
 
 
 class PromptConfig(_Section):
@@ -283,14 +314,26 @@ class ModelConfig(_Section):
 
 
 class InferenceConfig(_Section):
-    """Arguments of `fit_svi` and `posterior_draws`; without `num_steps`, until it has settled."""
+    """Arguments of `fit_svi` and `posterior_draws`; without `num_steps`, until it has settled.
+
+    `maximum_likelihood` drops the prior from what is maximised, and `initial_temperature` is the
+    τ_k of a fit's start, by default a draw from the prior.
+    """
 
     guide: GuideName = "AutoWhitenedNormal"
+    maximum_likelihood: bool = False
+    initial_temperature: float | None = Field(None, gt=0)
     num_steps: int | None = Field(None, ge=10)
     learning_rate: float = Field(0.01, gt=0)
     batch_size: int | None = Field(None, ge=1)
     num_particles: int = Field(4, ge=1)
     num_draws: int = Field(200, ge=1)
+
+    @model_validator(mode="after")
+    def _is_a_point(self) -> InferenceConfig:
+        if self.maximum_likelihood and self.guide != "AutoDelta":
+            raise ValueError("maximum_likelihood is a point estimate and needs guide: AutoDelta")
+        return self
 
 
 class EvaluationConfig(_Section):
@@ -304,9 +347,14 @@ class EvaluationConfig(_Section):
 
 
 class SimulationConfig(_Section):
-    """Ancestral sampling for the held-out contexts."""
+    """Ancestral sampling for the held-out contexts.
+
+    With `num_components` of more than one, each prompt shows the exemplars of as many components,
+    drawn independently, under the persona and temperature of the first; see `inference.simulate`.
+    """
 
     num_samples: int = Field(64, ge=1)
+    num_components: int = Field(1, ge=1)
     max_new_tokens: int = Field(96, ge=1)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
@@ -363,6 +411,18 @@ class RunConfig(_Section):
             raise ValueError(
                 f"split.by is {self.split.by}, but the data set {name} is split by "
                 f"{DATASETS[name].split_by}; leave out split.by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_where_it_was_scored(self) -> RunConfig:
+        start, grid = self.inference.initial_temperature, self.temperatures
+        ends = [1 / (multiple * grid.step) for multiple in grid.multiples if multiple > 0]
+        # Beyond the grid the likelihood is constant in τ: a fit would never leave its start.
+        if start is not None and not min(ends) <= start <= max(ends):
+            raise ValueError(
+                f"inference.initial_temperature is {start:g}, and temperatures are scored from "
+                f"{min(ends):.3g} to {max(ends):.3g}; choose one of these, or other multiples"
             )
         return self
 

@@ -99,9 +99,16 @@ def toy_tokenizer() -> Tokenizer:
 
 
 def write_language_model(
-    folder: Path, *, seed: int = 0, context_window: int = CONTEXT_WINDOW
+    folder: Path,
+    *,
+    seed: int = 0,
+    context_window: int = CONTEXT_WINDOW,
+    chat_template: str | None = CHAT,
 ) -> Path:
-    """A random Llama of two layers as a Hugging Face checkpoint folder."""
+    """A random Llama of two layers as a Hugging Face checkpoint folder.
+
+    Without a chat template it is a base model.
+    """
     backend = toy_tokenizer()
     vocab, width, wide, head_dim, heads, kv_heads = backend.get_vocab_size(), 24, 40, 6, 4, 2
     rng = np.random.default_rng(seed)
@@ -150,7 +157,7 @@ def write_language_model(
         tokenizer_object=backend,
         eos_token="<|im_end|>",
         additional_special_tokens=list(SPECIAL),
-        chat_template=CHAT,
+        chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
     folder.mkdir(parents=True)

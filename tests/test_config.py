@@ -76,6 +76,13 @@ def test_a_file_is_read(tmp_path):
         ({"candidates": {"method": "best"}}, "candidates.method"),
         ({"candidates": {"uniform_share": 0}}, "candidates.uniform_share"),
         ({"exemplars": {"num_exemplars": 1}}, "exemplars.num_exemplars"),
+        ({"personas": {"texts": []}}, "personas.texts"),
+        ({"personas": {"texts": ["a", "a"]}}, "personas"),
+        ({"personas": {"texts": ["a"], "path": "p.txt"}}, "personas"),
+        ({"personas": {"texts": ["a"], "described_from": "random_records"}}, "personas"),
+        ({"inference": {"maximum_likelihood": True}}, "inference"),
+        ({"inference": {"initial_temperature": 0.6}}, "the file"),
+        ({"simulation": {"num_components": 0}}, "simulation.num_components"),
         ({"simulation": {"top_p": 1.5}}, "simulation.top_p"),
         ({"prompt": {"form": "custom", "end": "\n"}}, "prompt"),
         ({"prompt": {"form": "chat", "end": "\n"}}, "prompt"),
@@ -86,6 +93,16 @@ def test_a_file_is_read(tmp_path):
 def test_a_wrong_or_unknown_field_is_named(changes, field):
     with pytest.raises(DataError, match=rf"^my\.yaml: {field}: "):
         parse(changes)
+
+
+def test_a_fit_starts_at_a_temperature_that_is_scored():
+    start = {"inference": {"initial_temperature": 0.6}}
+    with pytest.raises(
+        DataError, match=r"is 0\.6, and temperatures are scored from 0\.615 to 1\.6"
+    ):
+        parse(start)
+    multiples = {"temperatures": {"multiples": [14, 8, 5]}}
+    assert parse({**start, **multiples}).inference.initial_temperature == 0.6
 
 
 def test_several_mistakes_are_counted():

@@ -1,4 +1,21 @@
-from .responses import Responses, respond
-from .tables import TABLES, make_table
+from .ablations import ABLATIONS, Ablation, register
+from .layouts import TABLES, Layout
+from .responses import METHODS, Options, Responses, respond
+from .tables import make_table
+from .transfer import TRANSFERS
+from .writing import markdown
 
-__all__ = ["TABLES", "Responses", "make_table", "respond"]
+__all__ = [
+    "ABLATIONS",
+    "METHODS",
+    "TABLES",
+    "TRANSFERS",
+    "Ablation",
+    "Layout",
+    "Options",
+    "Responses",
+    "make_table",
+    "markdown",
+    "register",
+    "respond",
+]

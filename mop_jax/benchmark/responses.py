@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from mop_jax.evaluation.baselines import BASELINES, Response, Setting
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.lm.base import Truncation
 from mop_jax.pipeline.judging import labels_of_contexts
+from mop_jax.pipeline.simulation import read_simulated
 from mop_jax.pipeline.workspace import Workspace
 
 METHODS = (*BASELINES, MAIN)
@@ -35,6 +37,8 @@ class Responses(NamedTuple):
         shown: the exemplar responses in each one's prompt, [n].
         report: what came of the method's fit, as JSON values.
         digest: of all of it.
+        held_out: rows of a table (value, low, high, floor, n) by metrics of held-out records.
+        notes: what else to know, sentences.
     """
 
     texts: list[str]
@@ -42,15 +46,31 @@ class Responses(NamedTuple):
     shown: list[tuple[str, ...]]
     report: dict[str, Any]
     digest: str
+    held_out: Mapping[str, Mapping[str, Any]] = {}
+    notes: tuple[str, ...] = ()
 
 
-def respond(space: Workspace, method: str, folder: Path) -> Responses:
+@dataclass(frozen=True)
+class Options:
+    """What a row of a table is made with besides its run.
+
+    Attributes:
+        language_model: another one than the run's, where a table compares two.
+        on_step: see `mop_jax.pipeline.run`.
+    """
+
+    language_model: str | None = None
+    on_step: Callable[[str, bool], None] = lambda step, begun: None
+
+
+def respond(space: Workspace, method: str, folder: Path, options: Options = Options()) -> Responses:
     """A method's responses to the held-out contexts, as many as the run's configuration says.
 
     Args:
         space: the finished run of the mixture.
         method: one of `METHODS`.
-        folder: where responses are kept; what is there already is not drawn again.
+        folder: responses are kept in its `responses/`; what is there already is not drawn again.
+        options: none of them concerns methods.
 
     Raises:
         DataError: if there is no such method, or it needs labels that the records lack.
@@ -59,7 +79,7 @@ def respond(space: Workspace, method: str, folder: Path) -> Responses:
         return _of_mixture(space)
     if method not in BASELINES:
         raise DataError(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
-    return _of_baseline(space, method, folder)
+    return _of_baseline(space, method, folder / "responses")
 
 
 def title_of(method: str) -> str:
@@ -68,17 +88,8 @@ def title_of(method: str) -> str:
 
 
 def _of_mixture(space: Workspace) -> Responses:
-    exemplars, number = space.components.exemplars.responses, len(space.sides["test"].records)
-    # Not splitlines(): a model may well write U+2028 and its like.
-    content = (space.path / "simulated.jsonl").read_text("utf-8")
-    rows = [json.loads(line) for line in content.split("\n") if line]
-    return Responses(
-        [row["text"] for row in rows],
-        [row["sample"] % number for row in rows],
-        [(exemplars[row["exemplar"]],) for row in rows],
-        {},
-        hashlib.sha256(content.encode()).hexdigest(),
-    )
+    found = read_simulated(space, space.path / "simulated.jsonl")
+    return Responses(found.texts, found.rows, found.shown, {}, found.digest)
 
 
 def _of_baseline(space: Workspace, method: str, folder: Path) -> Responses:
@@ -149,7 +160,7 @@ def _key(space: Workspace, method: str) -> str:
         space.components.exemplars.fingerprint,
         space.config.seed,
         # However many there are: a sample's text depends on its number alone.
-        space.config.simulation.model_dump(mode="json", exclude={"num_samples"}),
+        space.config.simulation.model_dump(mode="json", exclude={"num_samples", "num_components"}),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -66,6 +66,7 @@ class Components:
         persona_embeddings: h(g), float32 [K, D].
         exemplar_embeddings: h(x_j, y_j), float32 [J, D].
         leave_out_by: whether a record must not see itself ("record") or its group ("group").
+        shown: whether prompts show the exemplar; without, one record stands for none at all.
     """
 
     personas: list[Persona]
@@ -73,6 +74,7 @@ class Components:
     persona_embeddings: np.ndarray
     exemplar_embeddings: np.ndarray
     leave_out_by: LeaveOut = "record"
+    shown: bool = True
 
     @classmethod
     def synthesise(
@@ -152,10 +154,13 @@ class Components:
         allocation: Allocation = "proportional",
         stratify_labels: bool = True,
     ) -> Components:
-        """Draws the exemplar pool, stratified over clusters and labels, and embeds the personas."""
+        """Draws the exemplar pool, stratified over clusters and labels, and embeds the personas.
+
+        With `num_exemplars=0` one record takes the place of the pool and is never shown.
+        """
         strata = cross_strata(clusters, population.labels if stratify_labels else None)
         chosen = select_exemplars(
-            population, strata, num_exemplars, allocation=allocation, seed=seed
+            population, strata, num_exemplars or 1, allocation=allocation, seed=seed
         )
         return cls(
             personas,
@@ -163,6 +168,7 @@ class Components:
             encoder.encode([persona.text for persona in personas]),
             embeddings[chosen],
             leave_out_by,
+            num_exemplars > 0,
         )
 
     @property
@@ -176,8 +182,10 @@ class Components:
         return [persona.text for persona in self.personas]
 
     @property
-    def exemplar_texts(self) -> list[tuple[str, str]]:
-        """J (context, response) pairs."""
+    def exemplar_texts(self) -> list[tuple[str, str] | None]:
+        """J (context, response) pairs; None where no exemplar is shown."""
+        if not self.shown:
+            return [None] * len(self.exemplars)
         return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
 
     def leave_out(self, records: Population, *, held_out: bool = False) -> np.ndarray:
@@ -188,6 +196,8 @@ class Components:
             held_out: whether they are none of those that the pool was drawn from. Nothing of what
                 they answered is looked at then; see `mop_jax.components.exemplars`.
         """
+        if not self.shown:
+            return np.zeros((len(records), len(self.exemplars)), bool)
         mask = group_mask if held_out else leave_out_mask
         return mask(records, self.exemplars, by=self.leave_out_by)
 
@@ -224,7 +234,7 @@ class Components:
             DataError: if a held-out record is an exemplar (see `refuse_twins`), or as the functions
                 of `mop_jax.components.candidates`.
         """
-        if held_out:
+        if held_out and self.shown:
             refuse_twins(records, self.exemplars)
         leave_out = self.leave_out(records, held_out=held_out)
         num_personas, num_exemplars = len(self.personas), len(self.exemplars)

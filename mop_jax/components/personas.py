@@ -41,6 +41,9 @@ from mop_jax.resources import resolve_path
 
 _NUM_STARTS = 4
 _ATTEMPTS = 5
+# A stream of random numbers of its own.
+_RANDOM_RECORDS = 1
+DescribedFrom = Literal["clusters", "random_records"]
 _log = logging.getLogger("mop_jax")
 
 
@@ -50,7 +53,7 @@ class Persona:
 
     Attributes:
         text: what the language model is told to be.
-        cluster_size: records in its cluster; 0 for a user's own.
+        cluster_size: records in its cluster; 0 for a user's own, and one of no cluster.
         record_ids: ids of the records that the language model was shown.
         seed: that the text was generated with; None for a user's own.
         source: "synthesised" or "user".
@@ -133,6 +136,7 @@ def synthesise_personas(
     temperature: float = 0.7,
     top_p: float = 0.9,
     chat_settings: Mapping[str, Any] | None = None,
+    described_from: DescribedFrom = "clusters",
 ) -> tuple[list[Persona], np.ndarray]:
     """Clusters the population and has the language model describe each cluster's author.
 
@@ -153,6 +157,8 @@ def synthesise_personas(
         temperature: of generation.
         top_p: of generation.
         chat_settings: how the chat template is rendered; see `mop_jax.prompts.ChatTemplate`.
+        described_from: the records that a description is written from: those nearest a cluster's
+            centre, or as many drawn at random from all (an ablation of the clusters).
 
     Returns:
         K personas, largest cluster first, and the cluster of each record, int64 [N].
@@ -172,7 +178,11 @@ def synthesise_personas(
             f"distinct records; accepted is up to {num_distinct}."
         )
     clusters = cluster_records(embeddings, num_personas, seed)
-    shown = [_distinct(population, rows)[:records_per_persona] for rows in clusters.nearest]
+    rows_of = clusters.nearest
+    if described_from == "random_records":
+        rng = np.random.default_rng([seed, _RANDOM_RECORDS])
+        rows_of = [rng.permutation(len(population)).tolist() for _ in range(num_personas)]
+    shown = [_distinct(population, rows)[:records_per_persona] for rows in rows_of]
     drafts = _describe(
         [population.take(rows) for rows in shown],
         language_model,
@@ -185,7 +195,7 @@ def synthesise_personas(
     personas = [
         Persona(
             text=drafts[k].text,
-            cluster_size=len(clusters.nearest[k]),
+            cluster_size=len(clusters.nearest[k]) if described_from == "clusters" else 0,
             record_ids=[population.ids[row] for row in shown[k]],
             seed=drafts[k].seed,
             source="synthesised",

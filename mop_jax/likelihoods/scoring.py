@@ -43,7 +43,7 @@ def score_candidates(
     records: Population,
     candidates: CandidateSet,
     personas: Sequence[str],
-    exemplars: Sequence[tuple[str, str]],
+    exemplars: Sequence[tuple[str, str] | None],
     prompts: PromptBuilder,
     store: LikelihoodStore,
     language_model: ScoringModel,
@@ -56,7 +56,7 @@ def score_candidates(
         records: N records.
         candidates: C components of each.
         personas: K texts.
-        exemplars: J (context, response) texts.
+        exemplars: J (context, response) texts; None where no exemplar is shown.
         prompts: builds prompts for the language model.
         store: where scores are looked up and filed; its grid decides the temperatures.
         language_model: scores what the store lacks.

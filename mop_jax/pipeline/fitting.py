@@ -125,6 +125,10 @@ def _fit_model(
     arguments: dict[str, Any] = {**config.model.model_dump(), **changes}
     arguments["distribution"] = mixture_class(config)
     section = config.inference
+    start = {}
+    if section.initial_temperature is not None and arguments["temperature"]:
+        level = float(np.log(section.initial_temperature))
+        start = {"mean_log_temperature": level, "log_temperature": level}
     return fit_svi(
         jax.random.fold_in(jax.random.key(config.seed), stream),
         data,
@@ -135,6 +139,8 @@ def _fit_model(
         batch_size=section.batch_size,
         num_particles=section.num_particles,
         checkpoint=space.path / _CHECKPOINTS,
+        maximum_likelihood=section.maximum_likelihood,
+        initial_values=start,
     )
 
 

@@ -139,7 +139,10 @@ class Inputs:
             from mop_jax.components.personas import read_personas
 
             num_personas = len(read_personas(resolve_path(config.personas.path)))
-        asked = {"exemplars.num_exemplars": wanted, "personas.num_personas": num_personas}
+        clusters = num_personas
+        if config.personas.texts is not None:
+            clusters, num_personas = num_personas, len(config.personas.texts)
+        asked = {"exemplars.num_exemplars": wanted, "personas.num_personas": clusters}
         over = {field: number for field, number in asked.items() if number > distinct}
         if over:
             what = " and ".join(f"{n} {field.rpartition('num_')[2]}" for field, n in over.items())
@@ -149,16 +152,17 @@ class Inputs:
                 f"({len(test)} more are held out); "
                 f"{accepted if distinct > 1 else 'more records are needed'}."
             )
-        self._check_own_exemplars(train)
+        if wanted:
+            self._check_own_exemplars(train)
         if evaluated:
             self._check_held_out(test)
-        components = num_personas * wanted
+        components = num_personas * (wanted or 1)
         section = config.candidates
         if section.method == "renormalised" and section.num_candidates > components:
             raise DataError(
                 f"{section.num_candidates} candidates were asked for, but there are only "
-                f"{num_personas} x {wanted} components; set candidates.num_candidates to at most "
-                f"{components}."
+                f"{num_personas} x {wanted or 1} components; set candidates.num_candidates "
+                f"to at most {components}."
             )
 
     def _check_own_exemplars(self, train: Population) -> None:

@@ -7,7 +7,6 @@ their place would give.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from mop_jax.evaluation.metrics.effective_size import (
     effective_sample_size,
 )
 from mop_jax.evaluation.metrics.reporting import Reported, by_label, report
+from mop_jax.pipeline.simulation import read_simulated
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.population.population import Population
 
@@ -120,17 +120,8 @@ def _sample(space: Workspace, records: Population) -> Sample:
 
 
 def _comparison(space: Workspace) -> Comparison:
-    # Not splitlines(): a model may well write U+2028 and its like.
-    lines = (space.path / "simulated.jsonl").read_text("utf-8").split("\n")
-    responses = [json.loads(line) for line in lines if line]
-    exemplars = space.components.exemplars.responses
-    number = len(space.sides["test"].records)
-    return compared(
-        space,
-        [response["sample"] % number for response in responses],
-        [response["text"] for response in responses],
-        [(exemplars[response["exemplar"]],) for response in responses],
-    )
+    found = read_simulated(space, space.path / "simulated.jsonl")
+    return compared(space, found.rows, found.texts, found.shown)
 
 
 def _effective_sizes(comparison: Comparison) -> dict[str, EffectiveSize]:

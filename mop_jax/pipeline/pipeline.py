@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
-from mop_jax import progress
 from mop_jax.config import FILES, RunConfig, load_config
 from mop_jax.errors import DataError
-from mop_jax.pipeline.inputs import INPUTS, Inputs
-from mop_jax.pipeline.manifest import read_manifest, step_inputs, with_given, without_resources
+from mop_jax.pipeline.manifest import read_manifest, with_given, without_resources
 from mop_jax.pipeline.run_folder import InputChanged, RunFolder
+from mop_jax.pipeline.running import OnStep, Run
 from mop_jax.pipeline.steps import Step, with_needs
 
 if TYPE_CHECKING:
     from mop_jax.pipeline.workspace import Workspace
-    from mop_jax.population.population import Population
 
 _LOG = logging.getLogger(__name__)
 
 Source = str | Path | RunConfig
-OnStep = Callable[[str, bool], None]
 
 
 def run(
@@ -115,11 +109,12 @@ def simulate(
     contexts: str | Path | Sequence[str] | None = None,
     num_samples: int | None = None,
     output: str | Path | None = None,
+    language_model: str | Path | None = None,
     update: bool = False,
     memory: float | None = None,
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
-    """Simulates responses to the held-out contexts, or to new ones.
+    """Simulates responses to the held-out contexts or to new ones, by the run's model or another.
 
     Args:
         config: see `run`.
@@ -128,33 +123,42 @@ def simulate(
             without it.
         num_samples: how many responses to new contexts, sample s to context s mod N; by default
             as many as the configuration says, but at least one to each.
-        output: the file of the responses to new contexts; by default one in the run folder whose
-            name tells the contexts by a hash.
+        output: the file of these responses; by default one in the run folder whose name tells the
+            language model, and new contexts by a hash.
+        language_model: another one than the run's, hub id or path. It speaks through the personas,
+            exemplars, gate and temperatures that were made and fitted with the run's own; prompts
+            are built for it, in the plain form where it has no chat template.
         update: see `run`.
         memory: see `run`.
         on_step: see `run`.
 
     Returns:
-        The run folder; with new contexts the file that was written.
+        The run folder; with new contexts or another language model the file that was written.
 
     Raises:
-        DataError: if the contexts are at fault, or `output` is a file of somebody else's.
+        DataError: if the contexts are at fault, the language model is not there, or `output` is a
+            file of somebody else's.
     """
-    if contexts is None:
-        if num_samples is not None or output is not None:
-            raise DataError(
-                "num_samples and output are for new contexts; for the held-out ones set "
-                "simulation.num_samples."
-            )
+    if contexts is None and num_samples is not None:
+        raise DataError("num_samples is for new contexts; else set simulation.num_samples.")
+    if contexts is None and language_model is None:
+        if output is not None:
+            raise DataError("output is for new contexts or another language model.")
         return _run_until("simulate", config, out, update, memory, on_step)
-    from mop_jax.pipeline.contexts import read_contexts
+    from mop_jax.pipeline.further import FurtherSimulation
 
     settings = config if isinstance(config, RunConfig) else read_config(config)
-    new = read_contexts(contexts, settings.population)
-    number = max(settings.simulation.num_samples, len(new)) if num_samples is None else num_samples
-    if number < 1:
-        raise DataError(f"num_samples is {number}; at least 1 is needed.")
-    job = NewContexts(new, number, None if output is None else Path(output))
+    number, new = settings.simulation.num_samples, None
+    if contexts is not None:
+        from mop_jax.pipeline.contexts import read_contexts
+
+        new = read_contexts(contexts, settings.population)
+        number = max(number, len(new)) if num_samples is None else num_samples
+        if number < 1:
+            raise DataError(f"num_samples is {number}; at least 1 is needed.")
+    place = None if output is None else Path(output)
+    other = None if language_model is None else str(language_model)
+    job = FurtherSimulation(new, number, place, other)
     written: list[Path] = []
     _run_until(
         "fit", config, out, update, memory, on_step, lambda run: written.append(job(run, on_step))
@@ -234,6 +238,34 @@ def _default_folder(config: RunConfig) -> Path:
     return folder
 
 
+def workspace_after(
+    lasts: Sequence[str],
+    config: RunConfig,
+    out: str | Path,
+    *,
+    beside: Workspace | None = None,
+    on_step: OnStep = lambda step, begun: None,
+) -> Workspace:
+    """Does steps and all that they need, as far as they are not done, and returns the workspace.
+
+    Args:
+        lasts: names of steps.
+        config: the configuration; a folder that has another one takes it.
+        out: the run folder.
+        beside: a run whose finished steps are taken over where they were made from the very same,
+            and whose likelihood store and models are shared: a variant of that run does only what
+            the difference concerns.
+        on_step: see `run`.
+
+    Raises:
+        DataError: see `run`.
+        FaultError: see `run`.
+    """
+    folder = RunFolder(out, config, update=True)
+    steps = with_needs(*lasts)
+    return _performed(Run(folder, None, beside), steps, on_step, None).space
+
+
 def _run_until(
     last: str,
     source: Source,
@@ -247,16 +279,24 @@ def _run_until(
     if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
         out = out or source
     folder = RunFolder(out or _default_folder(config), config, update=update)
-    run = Run(folder, memory)
-    steps = with_needs(last)
+    return _performed(Run(folder, memory), with_needs(last), on_step, afterwards).folder.path
+
+
+def _performed(
+    run: Run, steps: list[Step], on_step: OnStep, afterwards: Callable[[Run], Any] | None
+) -> Run:
+    folder = run.folder
     run.check(steps)
     if afterwards is None and not (run.is_due(steps) or os.access(folder.path, os.W_OK)):
-        return folder.path  # all is there to be read, on a disk that takes no writes
-    with folder.locked():
+        return run  # all is there to be read, on a disk that takes no writes
+    with ExitStack() as locks:
+        if run.beside is not None and run.is_due(steps):
+            locks.enter_context(run.beside.folder.locked())  # its scores are added to
+        locks.enter_context(folder.locked())
         while not _did(run, steps, on_step, afterwards):
             pass
         folder.keep()
-    return folder.path
+    return run
 
 
 def _did(
@@ -270,131 +310,3 @@ def _did(
     except InputChanged:
         return False
     return True
-
-
-@dataclass(frozen=True)
-class NewContexts:
-    """Simulation for contexts that were in no file of the run.
-
-    Attributes:
-        records: the contexts.
-        num_samples: how many responses.
-        output: the file to write, if it is to be another than one in the run folder.
-    """
-
-    records: Population
-    num_samples: int
-    output: Path | None
-
-    def __call__(self, run: Run, on_step: OnStep) -> Path:
-        """Writes the responses, or finds them written; returns the file."""
-        folder = run.folder
-        digest = self.records.fingerprint[:12]
-        output = (self.output or folder.path / f"simulated-{digest}.jsonl").absolute()
-        name = str(output) if self.output else output.name
-        # Known by the file: another output is another simulation.
-        step = f"simulate {name}"
-        inputs = run.step_inputs("simulate")
-        inputs["configuration"] |= {"num_samples": self.num_samples}
-        inputs["inputs"] |= {"contexts": self.records.fingerprint}
-        if step not in folder.written and output.exists():
-            raise DataError(f"{output} is there already; name another file with --output.")
-        on_step("simulate", True)
-        if folder.reasons(step, inputs, [name]) is not None:
-
-            def work() -> None:
-                space = run.space
-                from mop_jax.pipeline.simulation import simulate_contexts
-
-                simulate_contexts(
-                    space, self.records, num_samples=self.num_samples, output=output, step=step
-                )
-
-            folder.perform(step, inputs, [name], work)
-        on_step("simulate", False)
-        return output
-
-
-class Run:
-    """A run folder at work.
-
-    Attributes:
-        folder: the folder.
-        inputs: what is read from outside it.
-    """
-
-    def __init__(self, folder: RunFolder, memory: float | None = None):
-        """Nothing is read yet."""
-        self.folder = folder
-        self.inputs = Inputs(folder.config)
-        self._memory = memory
-        self._space: Workspace | None = None
-
-    @property
-    def space(self) -> Workspace:
-        """What steps work with; loads JAX."""
-        if self._space is None:
-            if "jax" not in sys.modules:
-                _LOG.info("Loading JAX and NumPyro …")
-            from mop_jax.pipeline.workspace import Workspace
-
-            self._space = Workspace(self.folder, self._memory, self.inputs)
-        return self._space
-
-    def check(self, steps: list[Step]) -> None:
-        """Refuses inputs that are not there, at fault, or not those of the finished steps."""
-        due = {step.name for step in self._due(steps)}
-        for name in INPUTS:
-            readers = {step.name for step in steps if name in step.inputs}
-            if readers:
-                known = self.folder.source(name)
-                self.folder.input(name, self.inputs.stamp(name, known, needed=bool(readers & due)))
-        if any(step.name == "personas" for step in self._due(steps)):
-            evaluated = any(step.name == "evaluate" for step in steps)
-            self.inputs.check_sizes(evaluated=evaluated)
-
-    def is_due(self, steps: list[Step]) -> bool:
-        """Whether any step is to be done."""
-        return bool(self._due(steps))
-
-    def _due(self, steps: list[Step]) -> list[Step]:
-        """Steps to be done, as far as can be told before any is."""
-        due: list[Step] = []
-        for step in steps:
-            before = {other.name for other in with_needs(step.name)}
-            if before & {other.name for other in due} or self.reasons(step) is not None:
-                due.append(step)
-        return due
-
-    def step_inputs(self, step: str) -> dict[str, Any]:
-        """All that a step would be made from now."""
-        digests = {name: (self.folder.source(name) or {}).get("digest") for name in INPUTS}
-        return step_inputs(step, self.folder.config, digests, self.folder.written)
-
-    def reasons(self, step: Step) -> list[str] | None:
-        """Why a step must be done; see `RunFolder.reasons`."""
-        inputs = self.step_inputs(step.name)
-        return self.folder.reasons(step.name, inputs, step.outputs, step.changes)
-
-    def perform(self, steps: list[Step], on_step: OnStep) -> None:
-        """Does what is not done.
-
-        Raises:
-            InputChanged: if steps must be looked at again; see `RunFolder.loaded`.
-        """
-        for step in steps:
-            on_step(step.name, True)
-            reasons = self.reasons(step)
-            if reasons:
-                more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
-                _LOG.info("%s: done again, since %s%s.", step.title, reasons[0], more)
-            if reasons is not None:
-                work = partial(self._work, step)
-                inputs = self.step_inputs(step.name)
-                self.folder.perform(step.name, inputs, step.outputs, work)
-            on_step(step.name, False)
-
-    def _work(self, step: Step) -> None:
-        space = self.space  # says that JAX is being loaded, which the step's module does too
-        with progress.task(step.title):
-            resolve_name(step.work)(space)

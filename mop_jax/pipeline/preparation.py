@@ -7,6 +7,7 @@ import pandas as pd
 
 from mop_jax.components.components import Components
 from mop_jax.components.personas import (
+    Persona,
     cluster_records,
     read_personas,
     record_texts,
@@ -25,19 +26,25 @@ def make_personas(space: Workspace) -> None:
     for side, records in (("train", train), ("test", test)):
         vectors[f"{side}_context"] = space.encoder.encode(records.contexts)
         vectors[f"{side}_record"] = space.encoder.encode(record_texts(records))
-    if config.personas.path is not None:
-        made = read_personas(resolve_path(config.personas.path))
-        clusters = cluster_records(vectors["train_record"], len(made), seed).labels
+    section = config.personas
+    if section.path is not None or section.texts is not None:
+        made = [Persona(text) for text in section.texts or ()]
+        if section.path is not None:
+            made = read_personas(resolve_path(section.path))
+        # Texts leave the exemplar pool as it would be with synthesised personas.
+        number = section.num_personas if section.texts is not None else len(made)
+        clusters = cluster_records(vectors["train_record"], number, seed).labels
     else:
         made, clusters = synthesise_personas(
             train,
             vectors["train_record"],
             space.language_model,
-            config.personas.num_personas,
+            section.num_personas,
             seed=seed,
-            records_per_persona=config.personas.records_per_persona,
-            max_new_tokens=config.personas.max_new_tokens,
+            records_per_persona=section.records_per_persona,
+            max_new_tokens=section.max_new_tokens,
             chat_settings=config.prompt.chat_settings,
+            described_from=section.described_from,
         )
     components = Components.assemble(
         train,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,9 +17,11 @@ from mop_jax.inference import (
     simulate,
 )
 from mop_jax.lm.base import Truncation
+from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline.fitting import posterior_path
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.population.population import Population
+from mop_jax.prompts import PromptBuilder
 
 
 def simulate_held_out(space: Workspace) -> None:
@@ -34,26 +38,88 @@ def simulate_held_out(space: Workspace) -> None:
     )
 
 
-def simulate_contexts(
-    space: Workspace, contexts: Population, *, num_samples: int, output: Path, step: str
+def simulate_further(
+    space: Workspace,
+    contexts: Population | None,
+    *,
+    num_samples: int,
+    output: Path,
+    step: str,
+    voice: Voice | None = None,
 ) -> None:
-    """Writes responses to contexts that were in no file of the run.
+    """Writes responses that are no step of a run.
 
     Args:
         space: the run.
-        contexts: records of which the responses are not looked at.
+        contexts: records that were in no file of the run, of which the responses are not looked at;
+            the held-out ones without it.
         num_samples: how many; sample s answers context s mod N.
         output: a JSON Lines file.
         step: the name under which the run folder knows of them.
+        voice: another language model than the run's.
     """
+    side, leave_out = space.sides["test"], None
+    records, embeddings = side.records, side.context_embeddings
+    if contexts is not None:
+        records, embeddings = contexts, space.encoder.encode(contexts.contexts)
+    else:
+        leave_out = space.components.leave_out(records, held_out=True)
     _simulate(
         space,
-        contexts,
-        space.encoder.encode(contexts.contexts),
+        records,
+        embeddings,
         num_samples=num_samples,
         output=output,
         fingerprint=space.folder.fingerprint_of(step),
+        leave_out=leave_out,
+        voice=voice,
     )
+
+
+class Voice(NamedTuple):
+    """What speaks: a language model, and what builds prompts for it."""
+
+    language_model: FlaxLM
+    prompts: PromptBuilder
+
+
+class Simulated(NamedTuple):
+    """Responses to held-out contexts as a file holds them.
+
+    Attributes:
+        texts: n responses.
+        rows: which held-out record's context each answers, [n].
+        shown: the exemplar responses in each one's prompt, [n].
+        digest: of the file.
+    """
+
+    texts: list[str]
+    rows: list[int]
+    shown: list[tuple[str, ...]]
+    digest: str
+
+
+def read_simulated(space: Workspace, path: Path) -> Simulated:
+    """Reads `simulated.jsonl`, or another file of responses to the held-out contexts."""
+    components, number = space.components, len(space.sides["test"].records)
+    # Not splitlines(): a model may well write U+2028 and its like.
+    content = path.read_text("utf-8")
+    rows = [json.loads(line) for line in content.split("\n") if line]
+    shown = [
+        tuple(components.exemplars.responses[j] for j in (row["exemplar"], *_further(row)))
+        for row in rows
+    ]
+    return Simulated(
+        [row["text"] for row in rows],
+        [row["sample"] % number for row in rows],
+        shown if components.shown else [() for _ in rows],
+        hashlib.sha256(content.encode()).hexdigest(),
+    )
+
+
+def _further(row: dict[str, Any]) -> list[int]:
+    """Exemplars after the first; rows of one component do not speak of them."""
+    return row.get("further_exemplars", [])
 
 
 def _simulate(
@@ -65,8 +131,10 @@ def _simulate(
     output: Path,
     fingerprint: str,
     leave_out: np.ndarray | None = None,
+    voice: Voice | None = None,
 ) -> None:
     section = space.config.simulation
+    voice = voice or Voice(space.language_model, space.prompts)
     posterior = load_posterior(posterior_path(space, MAIN))
     journal = output.with_name(f".{output.stem}.journal.jsonl")
     header = json.dumps({"journal_of": fingerprint})
@@ -82,8 +150,8 @@ def _simulate(
 
         simulate(
             posterior,
-            space.language_model,
-            space.prompts,
+            voice.language_model,
+            voice.prompts,
             personas=space.components.persona_texts,
             exemplars=space.components.exemplar_texts,
             contexts=records.contexts,
@@ -93,6 +161,7 @@ def _simulate(
             leave_out=leave_out,
             truncation=Truncation(section.top_k, section.top_p, section.min_p),
             max_new_tokens=section.max_new_tokens,
+            num_components=section.num_components,
             skip=list(done),
             on_responses=file,
         )
@@ -107,7 +176,10 @@ def _simulated_row(space: Workspace, records: Population, response: SimulatedRes
     if records.labels is not None:
         row["label"] = records.labels[index]
     row["persona_text"] = space.components.personas[response.persona].text
-    row["exemplar_record"] = space.components.exemplars.ids[response.exemplar]
+    ids, shown = space.components.exemplars.ids, space.components.shown
+    row["exemplar_record"] = ids[response.exemplar] if shown else None
+    if space.config.simulation.num_components == 1:
+        del row["further_exemplars"]
     return json.dumps(row, ensure_ascii=False)
 
 

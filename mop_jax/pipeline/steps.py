@@ -134,9 +134,9 @@ STEPS = (
 BY_NAME = {step.name: step for step in STEPS}
 
 
-def with_needs(name: str) -> list[Step]:
-    """A step and all that it needs, in the order in which they are done."""
-    wanted = {name}
+def with_needs(*names: str) -> list[Step]:
+    """Steps and all that they need, in the order in which they are done."""
+    wanted = set(names)
     for step in reversed(STEPS):
         if step.name in wanted:
             wanted.update(step.needs)

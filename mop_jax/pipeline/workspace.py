@@ -49,10 +49,23 @@ class Workspace:
     """A run folder with the models and records of its configuration."""
 
     def __init__(
-        self, folder: RunFolder, memory: float | None = None, inputs: Inputs | None = None
+        self,
+        folder: RunFolder,
+        memory: float | None = None,
+        inputs: Inputs | None = None,
+        beside: Workspace | None = None,
     ):
-        """Nothing is loaded yet; `memory` (GiB) replaces the configuration's."""
+        """Nothing is loaded yet.
+
+        Args:
+            folder: the run folder.
+            memory: GiB, in place of the configuration's.
+            inputs: what is read from outside the folder.
+            beside: a run whose likelihood store this one uses, and its models where they are the
+                same.
+        """
         self.folder = folder
+        self.beside = beside
         self._inputs = inputs or Inputs(folder.config)
         self.config: RunConfig = folder.config
         self.path: Path = folder.path
@@ -61,16 +74,26 @@ class Workspace:
     @cached_property
     def language_model(self) -> FlaxLM:
         """The language model; refused if it is not the one that the run began with."""
-        section = self.config.language_model
-        memory = None if self._memory is None else self._memory * 2**30
-        model = FlaxLM.from_pretrained(section.path, section.dtype, section.mesh, memory=memory)
+        if self.beside and self.beside.config.language_model == self.config.language_model:
+            model = self.beside.language_model
+        else:
+            model = self.load_language_model(self.config.language_model.path)
         self._loaded("language model", model.fingerprint)
         return model
+
+    def load_language_model(self, path: str) -> FlaxLM:
+        """A language model in the precision and on the devices of the run's own."""
+        section = self.config.language_model
+        memory = None if self._memory is None else self._memory * 2**30
+        return FlaxLM.from_pretrained(path, section.dtype, section.mesh, memory=memory)
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The sentence encoder; refused if it is not the one that the run began with."""
-        encoder = SentenceEncoder.from_pretrained(self.config.encoder.path)
+        if self.beside and self.beside.config.encoder == self.config.encoder:
+            encoder = self.beside.encoder
+        else:
+            encoder = SentenceEncoder.from_pretrained(self.config.encoder.path)
         self._loaded("sentence encoder", encoder.fingerprint)
         return encoder
 
@@ -124,13 +147,17 @@ class Workspace:
             vectors["persona"],
             vectors["exemplar"],
             leave_out_by(self.config),
+            self.config.exemplars.num_exemplars > 0,
         )
+
+    @property
+    def store_path(self) -> Path:
+        """Where scores are kept; they are known by content, so that runs may share them."""
+        return self.beside.store_path if self.beside else self.path / "likelihoods"
 
     def store(self) -> LikelihoodStore:
         """The likelihood store of this language model and grid."""
-        return LikelihoodStore(
-            self.path / "likelihoods", self.language_model.fingerprint, self.grid
-        )
+        return LikelihoodStore(self.store_path, self.language_model.fingerprint, self.grid)
 
     def score(
         self,

@@ -133,8 +133,13 @@ class PromptBuilder:
         content = json.dumps([texts, answer, strips, self.instruction], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def component(self, persona: str, exemplar: tuple[str, str], context: str) -> Prompt:
-        """Prompt of a component: persona and exemplar (context, response), then the request."""
+    def component(self, persona: str, exemplar: tuple[str, str] | None, context: str) -> Prompt:
+        """Prompt of a component: persona and exemplar (context, response), then the request.
+
+        Without an exemplar (None) it is that of the persona alone.
+        """
+        if exemplar is None:
+            return self.persona_only(persona, context)
         values = {
             "persona": persona,
             "exemplar_context": exemplar[0],

@@ -1,8 +1,8 @@
-"""Prompts that the mixture does not have: several exemplars, a description, plain text.
+"""Prompts that no likelihood is of: several exemplars, a description, plain text.
 
 The forms of a component belong to `PromptBuilder`. Baselines show several exemplars or none, and
-ask for lists; here their prompts get the ids that the whole chat has, or, in the plain form, those
-of the builder's own pieces one behind the other.
+ask for lists; simulation may show several components together. Here their prompts get the ids that
+the whole chat has, or, in the plain form, those of the builder's own pieces one behind the other.
 """
 
 from __future__ import annotations
@@ -62,6 +62,42 @@ class ConversationBuilder:
             return Prompt((), ids)
         return Prompt((prefix,) if prefix else (), ids[len(prefix) :])
 
+    def component(self, persona: str, exemplars: Sequence[Pair], context: str) -> Prompt:
+        """A component's prompt with several exemplars: a turn each, under one persona.
+
+        With one exemplar it has the ids of `PromptBuilder.component`, with none those of
+        `PromptBuilder.persona_only`.
+
+        Args:
+            persona: the description.
+            exemplars: (context, response) texts, in their order.
+            context: what is to be answered.
+
+        Raises:
+            DataError: as `conversation`.
+        """
+        if not exemplars:
+            return Prompt((), tuple(self._prompts.persona_only(persona, context).token_ids))
+        # The builder refuses what would change the structure of a prompt.
+        built = [self._prompts.component(persona, pair, context) for pair in exemplars]
+        source = self._prompts.template.source
+        if source is None:
+            shown = [i for prompt in built for segment in prompt.prefix[1:] for i in segment]
+            return Prompt((), (*built[0].prefix[0], *shown, *built[0].request))
+        (first, answer), *others = exemplars
+        *turns, request = source.messages(
+            {
+                "persona": persona,
+                "instruction": self._prompts.instruction,
+                "exemplar_context": first,
+                "exemplar_response": answer,
+                "context": context,
+            }
+        )
+        turns += [turn for pair in others for turn in _turns(*pair)]
+        text = self._asking([*turns, request])
+        return Prompt((), begin_ids(self._tokenizer, text) + self._ids.encode(text))
+
     def plain(self, text: str) -> Prompt:
         """A text to be continued, without any turns."""
         self._prompts.zero_shot(text)  # refuses special tokens
@@ -102,16 +138,18 @@ class ConversationBuilder:
         return begin_ids(self._tokenizer, text) + self._ids.encode(text)
 
     def _chat(self, pairs: tuple[Pair, ...], context: str, description: str) -> str:
-        source = self._prompts.template.source
-        assert source is not None
         asked = [x for x, _ in pairs] + [context]
         if description:
             asked[0] = f"{description}\n\n{asked[0]}"
         turns: list[dict[str, str]] = []
         for text, (_, answer) in zip(asked, pairs, strict=False):
-            turns.append({"role": "user", "content": text})
-            turns.append({"role": "assistant", "content": answer})
-        turns.append({"role": "user", "content": asked[-1]})
+            turns += _turns(text, answer)
+        return self._asking([*turns, {"role": "user", "content": asked[-1]}])
+
+    def _asking(self, turns: list[dict[str, str]]) -> str:
+        """Turns as the template writes them, up to where the next answer begins."""
+        source = self._prompts.template.source
+        assert source is not None
         answered = source.render([*turns, {"role": "assistant", "content": _MARK}])
         before = answered.rpartition(_MARK)[0]
         # Blanks go with the word that follows them, which is the response's.
@@ -156,6 +194,10 @@ class ConversationBuilder:
             one, other = (self._whole(pairs, probe, description, "") for probe in _PROBES)
             self._parts[key] = one[: common_length(one, other)]
         return self._parts[key]
+
+
+def _turns(context: str, response: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": context}, {"role": "assistant", "content": response}]
 
 
 def common_length(one: Sequence[int], other: Sequence[int]) -> int:

@@ -128,7 +128,8 @@ def test_measures_follow_the_records_that_they_compare_with(made, materials, mon
     seed = folder / materials.config().name / "seed-0"
     config = tables._configured(materials.config(), None, 0, 14)
     space = Workspace(RunFolder(seed / "run", config))
-    rows, _ = tables._measured(space, "d", "mop", 0, seed)
+    found = responses.respond(space, "mop", seed)
+    rows, _ = tables._measured(space, found, "d", "mop", 0, seed)
     assert counted == [1]
     assert len(rows) == len(table[(table["method"] == "mop") & (table["seed"] == 0)])
 
@@ -137,7 +138,11 @@ def test_measures_follow_the_records_that_they_compare_with(made, materials, mon
     ("table", "options", "said"),
     [
         ("table9", {}, "There is no table 'table9'; there are table1"),
-        ("table1", {"methods": ["few_shot_2"]}, "There is no method 'few_shot_2'; there are zero"),
+        (
+            "table1",
+            {"methods": ["few_shot_2"]},
+            "There is no method 'few_shot_2' in table1; there are zero",
+        ),
         ("table1", {"seeds": []}, "at least one data set, one seed and one method"),
         ("table1", {"num_samples": 1}, "num_samples is 1"),
         ("table1", {"seeds": [1, 1]}, "seeds .* repeat themselves"),

@@ -16,9 +16,9 @@ from mop_jax.inference import gate_at, make_posterior, simulate, simulation
 from mop_jax.inference.simulation import draw_components
 from mop_jax.lm.base import Truncation
 from mop_jax.models import mixture_of_personas
-from mop_jax.prompts import PromptBuilder
+from mop_jax.prompts import ConversationBuilder, PromptBuilder
 
-NUM_CHI_SQUARE = 4
+NUM_CHI_SQUARE = 6
 LEVEL = 1e-4 / NUM_CHI_SQUARE
 PERSONAS = ["w1 w2 w3", "w4", "w5 w6"]
 EXEMPLARS = [(f"w{10 + j} w7", f"w{20 + j} w8 w9") for j in range(5)]
@@ -244,3 +244,68 @@ def test_truncation_reaches_the_language_model(run):
 def test_what_does_not_fit_is_refused(run, changes, message):
     with pytest.raises(DataError, match=message):
         run(**changes)
+
+
+def test_several_components_are_independent_draws_of_one_gate(posterior, data, joint):
+    """The second one's exemplar, beside the posterior draw, follows Σ_k π Ω as the first one's."""
+    context = np.full(12_000, 1)
+    one = draw(posterior, data, context, seed=5)
+    assert one.further.shape == (12_000, 0)
+    three = draw(posterior, data, context, seed=5, num_components=3)
+    for field in ("draw", "persona", "exemplar", "temperature", "log_prob"):
+        np.testing.assert_array_equal(getattr(three, field), getattr(one, field))
+    assert three.further.shape == (12_000, 2)
+    two = draw(posterior, data, context, seed=5, num_components=2)
+    np.testing.assert_array_equal(two.further[:, 0], three.further[:, 0])
+    exemplar = joint[1].sum(1)  # p(draw, exemplar)
+    counts = np.zeros((7, 5))
+    np.add.at(counts, (three.draw, three.further[:, 1]), 1)
+    assert_follow(counts, exemplar)
+    # Given the posterior draw, independent of the first.
+    pairs = np.zeros((5, 5))
+    np.add.at(pairs, (three.exemplar, three.further[:, 0]), 1)
+    assert_follow(pairs, np.einsum("sj,sl,s->jl", exemplar, exemplar, 1 / exemplar.sum(1)))
+
+
+def test_prompts_of_several_components(posterior, data, tiny_chat_lm):
+    asked = []
+
+    class Listening:
+        def sample_pairs(self, prefixes, requests, pairs, **rest):
+            asked.extend([*prefixes[p], requests[r]] for p, r in pairs)
+            return tiny_chat_lm.sample_pairs(prefixes, requests, pairs, **rest)
+
+    prompts = PromptBuilder(tiny_chat_lm.tokenizer)
+    drawn = simulate(
+        posterior,
+        Listening(),
+        prompts,
+        personas=PERSONAS,
+        exemplars=EXEMPLARS,
+        contexts=CONTEXTS,
+        context_embeddings=data.context_embeddings,
+        num_samples=12,
+        max_new_tokens=2,
+        num_components=3,
+    )
+    writer = ConversationBuilder(prompts)
+    assert any(response.further_exemplars for response in drawn)
+    for response, segments in zip(drawn, asked, strict=True):
+        exemplars = [response.exemplar, *response.further_exemplars]
+        assert len(set(exemplars)) == len(exemplars) <= 3
+        expected = writer.component(
+            PERSONAS[response.persona], [EXEMPLARS[j] for j in exemplars], response.context
+        )
+        assert [i for segment in segments for i in segment] == expected.token_ids
+    with pytest.raises(DataError, match="num_components is 0"):
+        simulate(
+            posterior,
+            tiny_chat_lm,
+            prompts,
+            personas=PERSONAS,
+            exemplars=EXEMPLARS,
+            contexts=CONTEXTS,
+            context_embeddings=data.context_embeddings,
+            num_samples=1,
+            num_components=0,
+        )

@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 from jax.scipy.special import logsumexp
+from numpyro.infer.autoguide import AutoDelta
 
 from mop_jax.components.candidates import importance_candidates
 from mop_jax.distributions.temperature import interpolate
@@ -18,7 +19,7 @@ from mop_jax.inference import (
 )
 from mop_jax.inference.convergence import NATS_PER_DIMENSION
 from mop_jax.inference.svi import ROUNDS
-from mop_jax.models import full_table_data, mixture_data
+from mop_jax.models import full_table_data, mixture_data, mixture_of_personas
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +197,64 @@ def test_convergence_is_claimed_only_when_it_is_sure():
     assert not noisy.converged
     assert "Too noisy" in noisy.reason
     assert not convergence_report(np.zeros(40), 1).converged
+
+
+def test_maximum_likelihood_finds_the_peak_that_a_prior_would_move(one_temperature):
+    """One persona, a fixed gate: the likelihood of log τ on a grid is exact."""
+    data, _, _ = one_temperature
+    options = {"num_steps": 400, "progress": False, "guide": "AutoDelta"}
+    # A prior that would hold log τ at 0.
+    kwargs = {
+        "uniform_gate": True,
+        "temperature_prior_scale": 1e-3,
+        "temperature_spread": 1e-3,
+    }
+    start = {"mean_log_temperature": np.log(0.8), "log_temperature": np.log(0.8)}
+    fit = fit_svi(
+        jax.random.key(0),
+        data,
+        model_kwargs=kwargs,
+        maximum_likelihood=True,
+        initial_values=start,
+        **options,
+    )
+    grid = np.linspace(-0.3, 0.4, 1401)
+    curves = interpolate(data.log_likelihood[:, None], np.exp(grid)[:, None], data.temperature_grid)
+    level = np.logaddexp.reduce(np.asarray(curves, np.float64), axis=2).sum(0)
+    peak = grid[np.argmax(level)]
+    assert 0.02 < abs(peak) < 0.25  # so that the test can fail
+    draws = posterior_draws(fit, jax.random.key(1), 2).samples
+    np.testing.assert_allclose(draws["log_temperature"], peak, atol=2e-3)
+    # Without data on it, the mean stays where it was put.
+    np.testing.assert_allclose(draws["mean_log_temperature"], np.log(0.8), rtol=1e-6)
+    held = fit_svi(jax.random.key(0), data, model_kwargs=kwargs, **options)
+    moved = posterior_draws(held, jax.random.key(1), 2).samples["log_temperature"]
+    assert abs(moved).max() < 0.01
+
+
+def test_starts_are_as_given_and_checked(one_temperature):
+    data, _, _ = one_temperature
+    kwargs = {"uniform_gate": True}
+    options = {"model_kwargs": kwargs, "num_steps": 1, "progress": False}
+    start = {"mean_log_temperature": -0.2, "log_temperature": -0.4}
+    tiny = optax.sgd(1e-12)
+    fit = fit_svi(
+        jax.random.key(0),
+        data,
+        guide="AutoDelta",
+        optimizer=tiny,
+        initial_values=start,
+        **options,
+    )
+    draws = posterior_draws(fit, jax.random.key(1), 1).samples
+    np.testing.assert_allclose(draws["log_temperature"], -0.4, rtol=1e-6)
+    np.testing.assert_allclose(draws["mean_log_temperature"], -0.2, rtol=1e-6)
+    with pytest.raises(
+        DataError, match=r"initial_values names the site 'tau'; the model has mean_"
+    ):
+        fit_svi(jax.random.key(0), data, initial_values={"tau": 1.0}, **options)
+    with pytest.raises(DataError, match="point estimate"):
+        fit_svi(jax.random.key(0), data, maximum_likelihood=True, guide="AutoNormal", **options)
+    made = AutoDelta(mixture_of_personas)
+    with pytest.raises(DataError, match="no initial_values"):
+        fit_svi(jax.random.key(0), data, guide=made, initial_values=start, **options)

@@ -6,7 +6,10 @@ import pytest
 
 from mop_jax.errors import DataError
 from mop_jax.prompts import PromptBuilder, PromptTemplate
+from mop_jax.prompts.chat import opened
 from mop_jax.prompts.conversations import ConversationBuilder, common_length
+from mop_jax.prompts.tokens import begin_ids, first_special
+from tests.prompts.chat_tokenizers import FAMILIES, make_tokenizer
 
 PAIRS = [("Say a.", "It is a."), ("Say b, é.", "It is b 美.")]
 
@@ -106,3 +109,58 @@ def test_common_length() -> None:
     assert common_length([1, 2, 3], [1, 2, 4]) == 2
     assert common_length([1, 2], [1, 2, 4]) == 2
     assert common_length([], [1]) == 0
+
+
+def test_a_component_of_one_exemplar_is_that_of_the_builder(prompts) -> None:
+    writer = ConversationBuilder(prompts)
+    one = writer.component("You are x.", PAIRS[:1], "Say c.")
+    assert one.token_ids == prompts.component("You are x.", PAIRS[0], "Say c.").token_ids
+    none = writer.component("You are x.", [], "Say c.")
+    assert none.token_ids == prompts.persona_only("You are x.", "Say c.").token_ids
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"deepseek_r1_distill"}))
+def test_a_component_of_several_exemplars_has_the_ids_of_the_whole_chat(family) -> None:
+    tokenizer = make_tokenizer("llama3", family)
+    prompts = PromptBuilder(tokenizer)
+    writer = ConversationBuilder(prompts)
+    source = prompts.template.source
+    one = writer.component("You are x.", PAIRS[:1], "Say c.").token_ids
+    assert one == prompts.component("You are x.", PAIRS[0], "Say c.").token_ids
+    found = writer.component("You are x.", PAIRS, "Say c.").token_ids
+    described = f"You are x. {prompts.instruction}"
+    turns = [
+        {"role": role, "content": text}
+        for pair in (*PAIRS, ("Say c.", "It is c."))
+        for role, text in zip(("user", "assistant"), pair)
+    ]
+    system = {"role": "system", "content": described}
+    turns = [system, *turns] if source._system_turn else opened(described, turns)
+    text = source.render(turns)
+    whole = [*begin_ids(tokenizer, text), *tokenizer.encode(text, add_special_tokens=False)]
+    response = list(prompts.response("It is c."))
+    if first_special(tokenizer, text[text.rfind("It is c.") :]) is None:
+        response.pop()  # the template writes no end of a turn
+    assert whole[: len(found) + len(response)] == [*found, *response]
+
+
+def test_the_text_of_a_component_of_two_exemplars(byte_tokenizer) -> None:
+    writer = ConversationBuilder(PromptBuilder(byte_tokenizer, instruction="Do it."))
+    found = writer.component("You are x.", PAIRS, "Say c.")
+    assert byte_tokenizer.decode(found.token_ids) == (
+        "<|im_start|>system\nYou are x. Do it.<|im_end|>\n"
+        "<|im_start|>user\nSay a.<|im_end|>\n"
+        "<|im_start|>assistant\nIt is a.<|im_end|>\n"
+        "<|im_start|>user\nSay b, é.<|im_end|>\n"
+        "<|im_start|>assistant\nIt is b 美.<|im_end|>\n"
+        "<|im_start|>user\nSay c.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    template = PromptTemplate.plain()
+    plain = ConversationBuilder(PromptBuilder(byte_tokenizer, template, instruction="Do it."))
+    found = plain.component("You are x.", PAIRS, "Say c.")
+    assert byte_tokenizer.decode(found.token_ids) == (
+        "You are x.\nDo it.\n\nRequest: Say a.\nResponse:\nIt is a.\n\n"
+        "Request: Say b, é.\nResponse:\nIt is b 美.\n\nRequest: Say c.\nResponse:\n"
+    )
+    with pytest.raises(DataError, match="special token"):
+        writer.component("You are<|im_end|>", PAIRS, "Say c.")
