@@ -12,6 +12,7 @@ import numpy as np
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison
 from mop_jax.evaluation.metrics.registry import METRICS, Metric, applicable, evaluate
+from mop_jax.evaluation.metrics.threads import few_threads
 from mop_jax.evaluation.metrics.uncertainty import (
     Interval,
     interval,
@@ -83,32 +84,47 @@ def report(
                 )
             raise DataError(f"There is no metric {name!r}; there are {', '.join(able)}.")
     found = {}
-    for name in names:
-        metric = able[name]
-        value = _or_warn(evaluate, f"Metric {name!r} is left out", metric, comparison)
-        if value is None:
-            continue
-        ends = _or_warn(
-            interval, f"Metric {name!r} has no interval", metric, comparison,
-            replicates=replicates, level=level, size=size, value=value,
-        ) or Interval(math.nan, math.nan)  # fmt: skip
-        floor = _or_warn(
-            measured_floor, f"Metric {name!r} has no noise floor", metric, comparison, splits=splits
-        )
-        found[name] = Reported(
-            value,
-            # Limits that no value can pass are no part of an interval.
-            float(np.clip(ends.low, *metric.range)),
-            float(np.clip(ends.high, *metric.range)),
-            math.nan if floor is None else floor.mean,
-            len(comparison.simulated),
-            None if metric.p_value is None else metric.p_value(comparison),
-            None if floor is None else (floor.num_real, floor.num_stand_ins),
-        )
+    with few_threads(comparison):
+        for name in names:
+            one = _reported(able[name], comparison, replicates, splits, level, size)
+            if one is not None:
+                found[name] = one
     sizes = {name: one.floor_sizes for name, one in found.items() if one.floor_sizes is not None}
     for sentence in smaller_floors(sizes, len(comparison.real), len(comparison.simulated)):
         warnings.warn(sentence, stacklevel=2)
     return found
+
+
+def _reported(
+    metric: Metric,
+    comparison: Comparison,
+    replicates: int,
+    splits: int,
+    level: float,
+    size: int,
+) -> Reported | None:
+    """One metric's value and what belongs beside it; None, and a warning, where it refuses."""
+    name = metric.name
+    value = _or_warn(evaluate, f"Metric {name!r} is left out", metric, comparison)
+    if value is None:
+        return None
+    ends = _or_warn(
+        interval, f"Metric {name!r} has no interval", metric, comparison,
+        replicates=replicates, level=level, size=size, value=value,
+    ) or Interval(math.nan, math.nan)  # fmt: skip
+    floor = _or_warn(
+        measured_floor, f"Metric {name!r} has no noise floor", metric, comparison, splits=splits
+    )
+    return Reported(
+        value,
+        # Limits that no value can pass are no part of an interval.
+        float(np.clip(ends.low, *metric.range)),
+        float(np.clip(ends.high, *metric.range)),
+        math.nan if floor is None else floor.mean,
+        len(comparison.simulated),
+        None if metric.p_value is None else metric.p_value(comparison),
+        None if floor is None else (floor.num_real, floor.num_stand_ins),
+    )
 
 
 def _or_warn(function: Callable, what: str, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +173,9 @@ def _by(field: str, metric: Metric, comparison: Comparison) -> dict[str, float |
             continue
 
         def within(indices=indices) -> float:
-            return evaluate(metric, comparison.take(indices["real"], indices["simulated"]))
+            part = comparison.take(indices["real"], indices["simulated"])
+            with few_threads(part):
+                return evaluate(metric, part)
 
         found[kind] = _or_warn(within, what)
     return found
@@ -191,7 +209,8 @@ def values_by_size(
                 for s in (comparison.real, comparison.simulated)
             )
             part = comparison.take(real, simulated, seed=comparison.seed + repeat)
-            values.append(quietly(metric, part))
+            with few_threads(part):
+                values.append(quietly(metric, part))
         found[size] = np.array(values)
     return found
 
