@@ -236,16 +236,15 @@ GUIDES: dict[str, type[AutoGuide]] = {DEFAULT_GUIDE: AutoWhitenedNormal, **_by_n
 
 def start_at(values: Mapping[str, Any]) -> Callable[..., Any]:
     """An `init_loc_fn`: given values for some sites, of any shape that fits; a draw for others."""
+    # NumPyro looks at the function inside a partial application.
+    return partial(_given_or_drawn, values=values)
 
-    def start(site: dict[str, Any] | None = None) -> Any:
-        if site is None:
-            return start
-        if site["name"] not in values:
-            return init_to_sample(site)
-        shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
-        return jnp.broadcast_to(jnp.asarray(values[site["name"]], float), shape)
 
-    return start
+def _given_or_drawn(site: dict[str, Any], values: Mapping[str, Any]) -> Any:
+    if site["name"] not in values:
+        return init_to_sample(site)
+    shape = site["fn"].shape(site["kwargs"].get("sample_shape", ()))
+    return jnp.broadcast_to(jnp.asarray(values[site["name"]], float), shape)
 
 
 def make_guide(

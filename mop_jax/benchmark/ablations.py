@@ -165,13 +165,17 @@ def _held_out(path: Path, ablation: Ablation) -> tuple[dict[str, dict[str, Any]]
         "held_out_log_prob": row(summary[MAIN]),
         GAIN.name: row(summary[f"{MAIN}_minus_uniform"]),
     }
+    notes = []
+    fit = metrics["fit"][MAIN]
+    if not fit["converged"]:
+        notes.append(f"{ablation.title}: the fit is not known to have settled. {fit['reason']}")
     if check["passed"]:
-        return rows, ()
-    note = (
+        return rows, tuple(notes)
+    notes.append(
         f"{ablation.title}: halving its {check['candidates']} held-out candidates moves the gain "
         f"by {check['moved']:+.3f} nats; they may be too few."
     )
-    return rows, (note,)
+    return rows, tuple(notes)
 
 
 for _entry in (

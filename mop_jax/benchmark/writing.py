@@ -72,7 +72,7 @@ def markdown(table: str, frame: pd.DataFrame, notes: Notes | None = None) -> str
             "interval. *Real responses instead* is the noise floor: responses of people, to other "
             f"contexts, in the place of the simulated ones. {layout.note}",
             "",
-            "| | " + " | ".join(f"{_metric(m).title} {_arrow(m)}" for m in metrics) + " |",
+            "| | " + " | ".join(map(_heading, metrics)) + " |",
             "| --- |" + " ---: |" * len(metrics),
         ]
         for method in dict.fromkeys(part["method"]):
@@ -88,6 +88,11 @@ def markdown(table: str, frame: pd.DataFrame, notes: Notes | None = None) -> str
         said = dict.fromkeys((notes or {}).get(str(data), []))
         text += [*(f"- {note}" for note in said), ""]
     return "\n".join(text)
+
+
+def _heading(metric: str) -> str:
+    # A bar would begin another column.
+    return f"{_metric(metric).title} {_arrow(metric)}".replace("|", r"\|")
 
 
 def _arrow(metric: str) -> str:

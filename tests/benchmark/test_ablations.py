@@ -78,6 +78,7 @@ def test_every_ablation_has_its_rows(made):
     for name in CHOSEN:
         assert f"| {ABLATIONS[name].title} |" in text
         assert ABLATIONS[name].definition in text
+    assert "without temperature: the fit is not known to have settled. 60 steps are too few" in text
 
 
 def test_log_probabilities_are_those_of_the_runs(made, runs):

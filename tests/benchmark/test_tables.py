@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from mop_jax.benchmark import make_table, responses, tables
-from mop_jax.benchmark.tables import COLUMNS, markdown
+from mop_jax.benchmark.tables import COLUMNS
+from mop_jax.benchmark.writing import markdown
 from mop_jax.errors import DataError
 from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import RunFolder, Workspace
@@ -116,6 +117,24 @@ def test_margins_are_paired_by_seeds_that_all_have():
     text = markdown("table1", pd.DataFrame(rows, columns=COLUMNS), {"d": ["A floor.", "A floor."]})
     assert "mixture of personas -17% against the best baseline, zero-shot" in text
     assert text.count("- A floor.") == 1
+
+
+def test_columns_of_a_table_are_as_many_as_its_metrics():
+    """A title may hold a bar, as a conditional probability does."""
+    names = ["fid", "held_out_log_prob", "held_out_gain"]
+    rows = [
+        dict(zip(COLUMNS, ["d", method, name, 0, value, value - 1, value + 1, None, n]))
+        for method, value in (("full", -3.0), ("no_personas", -4.0))
+        for name, n in zip(names, (20, 12, 12))
+    ]
+    text = markdown("table4", pd.DataFrame(rows, columns=COLUMNS))
+    lines = [line for line in text.split("\n") if line.startswith("|")]
+    assert len(lines) == 5
+    assert {line.replace(r"\|", "").count("|") for line in lines} == {5}
+    assert "| without personas | -4.000 (-5.000 to -3.000) | -4.000" in text
+    assert "20 simulated responses per ablation" in text
+    # No share of a log-probability is told.
+    assert text.count("against the best ablation") == 1
 
 
 def test_measures_follow_the_records_that_they_compare_with(made, materials, monkeypatch):
