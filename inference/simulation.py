@@ -87,6 +87,8 @@ def draw_components(
     seed: int,
     sample_ids: np.ndarray | None = None,
     leave_out: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> ComponentDraws:
     """Draws (posterior draw, persona, exemplar) for each sample.
 
@@ -97,6 +99,8 @@ def draw_components(
         seed: with the sample's number, decides everything.
         sample_ids: the samples' numbers, int [M]; 0 … M − 1 by default.
         leave_out: bool [N, J], exemplars that must not serve a context.
+        labels: codes of the contexts' labels, int [N]; see `gate_at`.
+        groups: codes of the contexts' groups, int [N].
     """
     context_index = np.asarray(context_index, int)
     samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
@@ -106,8 +110,10 @@ def draw_components(
     keys = jax.vmap(lambda s: jax.random.fold_in(root, s))(samples.astype(np.uint32))
     uniforms = np.asarray(jax.vmap(lambda key: jax.random.uniform(key, (3,)))(keys), np.float64)
     used, place = np.unique(context_index, return_inverse=True)
-    mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
     embeddings = np.asarray(context_embeddings)[used]
+    mask = None if leave_out is None else np.asarray(leave_out, bool)
+    given = {"leave_out": mask, "labels": labels, "groups": groups}
+    known = {k: np.asarray(values)[used] for k, values in given.items() if values is not None}
     drawn = [np.zeros(len(samples), kind) for kind in (int, int, int, float, float)]
     # Logits of all draws, contexts and exemplars together would take gigabytes.
     row_bytes = 4 * num_draws * posterior.data.num_exemplars
@@ -115,7 +121,7 @@ def draw_components(
     for begin in range(0, len(used), size):
         # Every block as large as the others, so that one program serves all.
         rows = np.minimum(np.arange(begin, begin + size), len(used) - 1)
-        gate = gate_at(posterior, embeddings[rows], leave_out=None if mask is None else mask[rows])
+        gate = gate_at(posterior, embeddings[rows], **{k: v[rows] for k, v in known.items()})
         arrays = [np.asarray(array) for array in gate]
         inside = (place >= begin) & (place < begin + size)
         for i in np.flatnonzero(inside):
@@ -151,6 +157,8 @@ def simulate(
     num_samples: int,
     seed: int = 0,
     leave_out: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
     skip: Collection[int] = (),
@@ -169,6 +177,8 @@ def simulate(
         num_samples: how many responses.
         seed: decides every draw together with the sample's number.
         leave_out: bool [N, J], exemplars that must not serve a context.
+        labels: codes of the contexts' labels, int [N]; see `gate_at`.
+        groups: codes of the contexts' groups, int [N].
         truncation: which tokens may be drawn; by default all, so that the model itself is sampled.
         max_new_tokens: longest response, end token included.
         skip: samples that are not needed (an interrupted simulation has them).
@@ -201,6 +211,8 @@ def simulate(
         samples % len(contexts),
         seed=seed,
         leave_out=leave_out,
+        labels=labels,
+        groups=groups,
     )
     built = [
         prompts.component(personas[k], exemplars[j], contexts[i])
