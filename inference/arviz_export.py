@@ -53,8 +53,9 @@ def to_inference_data(
     `posterior` holds every site, with `persona` and any other dimension that the model names;
     `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats;
     `sample_stats` each draw's total `weighted_log_likelihood`; `constant_data` what the model is
-    given: the table of log-likelihoods, candidates, leave-one-out mask and weights; `optimization`
-    the loss trace of SVI.
+    given: the table of log-likelihoods, candidates, leave-one-out mask and weights, and for a gate
+    that knows similarity what it compares (`context_similarity` in standard deviations, codes of
+    labels and groups); `optimization` the loss trace of SVI.
 
     With `responses`, `observed_data` holds statistics of the observed texts (`response_words` and
     `response_characters`); with `simulated`, `posterior_predictive` holds those of the simulated,
@@ -113,6 +114,9 @@ def to_inference_data(
         "weight": ["record"],
         **{name: ["record", "candidate"] for name in ("persona_index", "exemplar_index")},
         "log_weight": ["record", "candidate"],
+        **{name: ["record"] for name in ("label", "group")},
+        **{name: ["exemplar"] for name in ("exemplar_label", "exemplar_group")},
+        "context_similarity": ["record", "exemplar"],
     }
     weighted = np.asarray(log_likelihood) * np.asarray(data.weights)
     names = _variable_names(posterior.samples, dims)
@@ -128,6 +132,7 @@ def to_inference_data(
             "log_weight": np.asarray(data.log_weight),
             "leave_out": np.asarray(data.leave_out),
             "weight": np.asarray(data.weights),
+            **_similarity(posterior, data),
         },
     }
     if responses is not None:
@@ -172,6 +177,21 @@ def to_inference_data(
         text = f"loo is approximate: {'; '.join(approximations)}"
         inference_data["log_likelihood"].attrs["loo"] = text
     return inference_data
+
+
+def _similarity(posterior: Posterior, data: MixtureData) -> dict[str, np.ndarray]:
+    """What the posterior's gate compares contexts with exemplars by; nothing for most."""
+    similarity, found = posterior.data.similarity, dict[str, Any]()
+    if similarity is None:
+        return {}
+    if "gate.context_similarity" in posterior.samples:
+        features = similarity.features(data.context_embeddings, None, None)
+        found["context_similarity"] = features[0]
+    if "gate.same_label" in posterior.samples:
+        found |= {"label": data.labels, "exemplar_label": similarity.labels}
+    if "gate.same_group" in posterior.samples:
+        found |= {"group": data.groups, "exemplar_group": similarity.groups}
+    return {name: np.asarray(values) for name, values in found.items() if values is not None}
 
 
 def _loo_approximations(posterior: Posterior, data: MixtureData) -> list[str]:

@@ -22,7 +22,7 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.provenance import Identity, code_hash, identity_of, shipped
 from mop_jax.inference.svi import latent_sites
-from mop_jax.models.data import FeatureMap, FeatureMaps, MixtureData
+from mop_jax.models import FeatureMap, FeatureMaps, MixtureData, SimilarityMap
 
 _FORMAT = "mop-jax posterior 2"
 # Without the model's identity, the draws' origin and nested parameters; such files still open.
@@ -82,6 +82,10 @@ def load_posterior(
     feature_maps = FeatureMaps(
         *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
     )
+    compared = group("similarity/")
+    similarity = None
+    if compared:  # files of earlier versions have none
+        similarity = SimilarityMap(*(compared.get(name) for name in SimilarityMap._fields))
     outline, samples = header.get("params"), group("samples/")
     saved_kwargs, found = header["model_kwargs"], _model(path, header["model"], model)
     if found is models.mixture_of_personas and "gate.context_kernel" in samples:
@@ -91,7 +95,7 @@ def load_posterior(
         samples,
         found,
         _decode_kwargs(path, saved_kwargs, model_kwargs or {}),
-        MixtureData(**arrays, feature_maps=feature_maps),
+        MixtureData(**arrays, feature_maps=feature_maps, similarity=similarity),
         group("params/") if outline is None else _filled(outline, tensors),
         tensors["losses"],
         header.get("sampler", ""),
@@ -168,11 +172,15 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in posterior.samples.items():
         yield f"samples/{name}", value
     for name, value in posterior.data._asdict().items():
-        if name != "feature_maps":
+        if name not in ("feature_maps", "similarity") and value is not None:
             yield f"data/{name}", value
     for kind, feature_map in posterior.data.feature_maps._asdict().items():
         yield f"feature_map/{kind}/mean", feature_map.mean
         yield f"feature_map/{kind}/basis", feature_map.basis
+    if posterior.data.similarity is not None:
+        for name, value in posterior.data.similarity._asdict().items():
+            if value is not None:
+                yield f"similarity/{name}", value
     yield "losses", posterior.losses
 
 

@@ -191,11 +191,13 @@ def map_draws(
 
     Draws run `chunk_size` at a time, so that memory does not grow with S beyond the results; by
     default as many as keep a chunk's tables near 64 MB. `data` is read through the posterior's
-    feature maps, whatever its own.
+    feature maps, and compared with its exemplars, whatever its own.
     """
     if chunk_size is None:
         chunk_size = max(1, 16_000_000 // max(1, np.size(data.log_likelihood)))
-    data = data._replace(feature_maps=posterior.data.feature_maps)
+    data = data._replace(
+        feature_maps=posterior.data.feature_maps, similarity=posterior.data.similarity
+    )
 
     @jax.jit
     def run(samples: dict[str, Any], data: MixtureData) -> Any:
@@ -211,9 +213,24 @@ def map_draws(
 
 
 def gate_at(
-    posterior: Posterior, context_embeddings: Any, *, leave_out: Any | None = None
+    posterior: Posterior,
+    context_embeddings: Any,
+    *,
+    leave_out: Any | None = None,
+    labels: Any | None = None,
+    groups: Any | None = None,
 ) -> GateDraws:
-    """The gate at contexts [N, D] under every draw (`leave_out` [N, J] masks exemplars)."""
+    """The gate at contexts under every draw.
+
+    Args:
+        posterior: draws of the gate.
+        context_embeddings: h(x), [N, D].
+        leave_out: bool [N, J], exemplars that must not serve a context.
+        labels: codes of the contexts' labels, int [N], those of the exemplars' labels in the data
+            of the fit (`Components.codes`); by default, and where they are −1, not known: Ω is then
+            what it is without the term.
+        groups: codes of the contexts' groups, likewise.
+    """
 
     def gate(mixture: PersonaMixture, data: MixtureData) -> GateDraws:
         mixing = mixture.mixing_distribution
@@ -225,4 +242,5 @@ def gate_at(
         )
 
     contexts = np.asarray(context_embeddings, posterior.data.context_embeddings.dtype)
-    return map_draws(posterior, posterior.data.at_contexts(contexts, leave_out), gate)
+    data = posterior.data.at_contexts(contexts, leave_out, labels=labels, groups=groups)
+    return map_draws(posterior, data, gate)

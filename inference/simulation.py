@@ -100,6 +100,8 @@ def draw_components(
     sample_ids: np.ndarray | None = None,
     leave_out: np.ndarray | None = None,
     num_components: int = 1,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> ComponentDraws:
     """Draws (posterior draw, persona, exemplar) for each sample.
 
@@ -111,6 +113,8 @@ def draw_components(
         sample_ids: the samples' numbers, int [M]; 0 … M − 1 by default.
         leave_out: bool [N, J], exemplars that must not serve a context.
         num_components: L, components of each sample; the first is the same whatever L is.
+        labels: codes of the contexts' labels, int [N]; see `gate_at`.
+        groups: codes of the contexts' groups, int [N].
     """
     context_index = np.asarray(context_index, int)
     samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
@@ -130,8 +134,10 @@ def draw_components(
         more = np.stack([uniform(of(keys, n), (2,)) for n in range(1, num_components)], axis=1)
     further = np.zeros(more.shape[:2], int)
     used, place = np.unique(context_index, return_inverse=True)
-    mask = None if leave_out is None else np.asarray(leave_out, bool)[used]
     embeddings = np.asarray(context_embeddings)[used]
+    mask = None if leave_out is None else np.asarray(leave_out, bool)
+    given = {"leave_out": mask, "labels": labels, "groups": groups}
+    known = {k: np.asarray(values)[used] for k, values in given.items() if values is not None}
     drawn = [np.zeros(len(samples), kind) for kind in (int, int, int, float, float)]
     # Logits of all draws, contexts and exemplars together would take gigabytes.
     row_bytes = 4 * num_draws * posterior.data.num_exemplars
@@ -139,7 +145,7 @@ def draw_components(
     for begin in range(0, len(used), size):
         # Every block as large as the others, so that one program serves all.
         rows = np.minimum(np.arange(begin, begin + size), len(used) - 1)
-        gate = gate_at(posterior, embeddings[rows], leave_out=None if mask is None else mask[rows])
+        gate = gate_at(posterior, embeddings[rows], **{k: v[rows] for k, v in known.items()})
         arrays = [np.asarray(array) for array in gate]
         inside = (place >= begin) & (place < begin + size)
         for i in np.flatnonzero(inside):
@@ -186,6 +192,8 @@ def simulate(
     num_samples: int,
     seed: int = 0,
     leave_out: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
     num_components: int = 1,
@@ -205,6 +213,8 @@ def simulate(
         num_samples: how many responses.
         seed: decides every draw together with the sample's number.
         leave_out: bool [N, J], exemplars that must not serve a context.
+        labels: codes of the contexts' labels, int [N]; see `gate_at`.
+        groups: codes of the contexts' groups, int [N].
         truncation: which tokens may be drawn; by default all, so that the model itself is sampled.
         max_new_tokens: longest response, end token included.
         num_components: L, components in each prompt; see above.
@@ -241,6 +251,8 @@ def simulate(
         seed=seed,
         leave_out=leave_out,
         num_components=num_components,
+        labels=labels,
+        groups=groups,
     )
     built = _prompts(prompts, paths, personas, exemplars, contexts)
     prefixes = list(dict.fromkeys(prompt.prefix for prompt in built))

@@ -1,19 +1,20 @@
 """NumPyro models and gates: arrays in, posterior out; no language model in sight."""
 
 from mop_jax.models.bilinear_gate import Gate, bilinear_gate
-from mop_jax.models.data import (
-    FeatureMap,
-    FeatureMaps,
-    MixtureData,
-    fit_feature_maps,
-    full_table_data,
-    mixture_data,
-)
+from mop_jax.models.data import MixtureData, full_table_data, mixture_data
 from mop_jax.models.explicit import explicit_mixture_of_personas
+from mop_jax.models.feature_maps import FeatureMap, FeatureMaps, fit_feature_maps
 from mop_jax.models.gate_logits import GateLogits
-from mop_jax.models.gates import GATES, find_gate, module_gate, uniform_gate_logits
+from mop_jax.models.gates import (
+    GATES,
+    add_similarity,
+    find_gate,
+    module_gate,
+    uniform_gate_logits,
+)
 from mop_jax.models.linear_gate import linear_gate
 from mop_jax.models.mixture import mixture_of_personas
+from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
 
 __all__ = [
     "GATES",
@@ -22,10 +23,13 @@ __all__ = [
     "Gate",
     "GateLogits",
     "MixtureData",
+    "SimilarityMap",
+    "add_similarity",
     "bilinear_gate",
     "explicit_mixture_of_personas",
     "find_gate",
     "fit_feature_maps",
+    "fit_similarity_map",
     "full_table_data",
     "linear_gate",
     "mixture_data",

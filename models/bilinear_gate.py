@@ -14,7 +14,8 @@ import numpyro.distributions as dist
 from flax import nnx
 from numpyro.contrib.module import random_nnx_module
 
-from mop_jax.models.data import MixtureData, product
+from mop_jax.models.data import MixtureData
+from mop_jax.models.feature_maps import product
 from mop_jax.models.gate_logits import GateLogits
 
 

@@ -3,7 +3,8 @@
 `MixtureData` holds a population as the model sees it: sentence embeddings of contexts, personas and
 exemplars, which components were scored for which record, and what the language model said of them.
 It carries the linear maps from embeddings to the gate's features too, fitted once on the training
-records, so that contexts met later (held-out, simulated) pass through the very same maps.
+records, so that contexts met later (held-out, simulated) pass through the very same maps, and what
+contexts are compared with exemplars by.
 """
 
 from __future__ import annotations
@@ -16,38 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mop_jax.errors import DataError
+from mop_jax.models.feature_maps import FeatureMaps, fit_feature_maps
+from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
 
 Array = Any  # numpy or jax array: MixtureData travels through jit
-
-
-class FeatureMap(NamedTuple):
-    """An affine map from embeddings to gate features: (h − mean) @ basis.
-
-    Attributes:
-        mean: [D].
-        basis: [D, R].
-    """
-
-    mean: Array
-    basis: Array
-
-    def __call__(self, embeddings: Array) -> Array:
-        """Features [..., R] of embeddings [..., D]."""
-        return product(embeddings - self.mean, self.basis)
-
-
-def product(left: Array, right: Array) -> jax.Array:
-    """A matrix product in full precision: accelerators would round the gate's logits to 8 bits."""
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
-
-
-class FeatureMaps(NamedTuple):
-    """One `FeatureMap` each for contexts, personas and exemplars."""
-
-    context: FeatureMap
-    persona: FeatureMap
-    exemplar: FeatureMap
-
 
 _PER_RECORD = (
     "context_embeddings",
@@ -57,6 +30,8 @@ _PER_RECORD = (
     "exemplar_index",
     "log_weight",
     "log_likelihood",
+    "labels",
+    "groups",
 )
 
 
@@ -78,6 +53,9 @@ class MixtureData(NamedTuple):
     log_likelihood: Array  # float32 [N, C, G], nats
     temperature_grid: Array  # float32 [G], increasing
     feature_maps: FeatureMaps
+    labels: Array | None = None  # int32 [N], code of each record's label; −1 if not known
+    groups: Array | None = None  # int32 [N], code of each record's group; −1 if not known
+    similarity: SimilarityMap | None = None
 
     @property
     def num_records(self) -> int:
@@ -96,18 +74,31 @@ class MixtureData(NamedTuple):
 
     def take(self, index: Array) -> MixtureData:
         """The records `index` (integers [n] or a slice), personas, exemplars and maps unchanged."""
-        per_record = {name: getattr(self, name) for name in _PER_RECORD}
+        per_record = {name: getattr(self, name) for name in _present(self)}
         if isinstance(index, jax.Array):  # NumPy cannot be indexed by a traced array
             per_record = {name: jnp.asarray(values) for name, values in per_record.items()}
         return self._replace(**{name: values[index] for name, values in per_record.items()})
 
-    def at_contexts(self, context_embeddings: Array, leave_out: Array | None = None) -> MixtureData:
+    def at_contexts(
+        self,
+        context_embeddings: Array,
+        leave_out: Array | None = None,
+        *,
+        labels: Array | None = None,
+        groups: Array | None = None,
+    ) -> MixtureData:
         """The same personas and exemplars before new contexts [M, D] whose responses are unknown.
 
         Each new record gets one placeholder candidate, so that the model runs and its gate can be
-        read; its log-likelihoods mean nothing.
+        read; its log-likelihoods mean nothing. Labels and groups, codes [M], are unknown (−1) where
+        they are not given.
         """
         num_records = len(context_embeddings)
+        codes: dict[str, Any] = {"labels": None, "groups": None}
+        if self.similarity is not None:
+            unknown = np.full(num_records, -1, np.int32)
+            codes["labels"] = unknown if labels is None else _codes("labels", labels, num_records)
+            codes["groups"] = unknown if groups is None else _codes("groups", groups, num_records)
         if leave_out is None:
             leave_out = np.zeros((num_records, self.num_exemplars), bool)
         return self._replace(
@@ -118,18 +109,24 @@ class MixtureData(NamedTuple):
             exemplar_index=np.zeros((num_records, 1), np.int32),
             log_weight=np.zeros((num_records, 1), np.float32),
             log_likelihood=np.zeros((num_records, 1, len(self.temperature_grid)), np.float32),
+            **codes,
         )
+
+
+def _present(data: MixtureData) -> list[str]:
+    """Names of the arrays by record that there are."""
+    return [name for name in _PER_RECORD if getattr(data, name) is not None]
 
 
 def concatenated(parts: Sequence[MixtureData]) -> MixtureData:
     """Records of several data sets one below the other; personas and all else are the first's.
 
     Args:
-        parts: data sets with equally many candidates.
+        parts: data sets with equally many candidates, labels and groups in all or in none.
     """
     per_record: dict[str, Any] = {
         name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
-        for name in _PER_RECORD
+        for name in _present(parts[0])
     }
     return parts[0]._replace(**per_record)
 
@@ -147,6 +144,12 @@ def mixture_data(
     leave_out: Array | None = None,
     weights: Array | None = None,
     feature_maps: FeatureMaps | None = None,
+    exemplar_contexts: Array | None = None,
+    labels: Array | None = None,
+    exemplar_labels: Array | None = None,
+    groups: Array | None = None,
+    exemplar_groups: Array | None = None,
+    similarity: SimilarityMap | None = None,
     max_features: int = 32,
     dtype: Any = np.float32,
 ) -> MixtureData:
@@ -167,6 +170,15 @@ def mixture_data(
             one: weights say whom a record stands for, not how many records there are, and
             unscaled survey weights would make every posterior as narrow as the whole population's.
         feature_maps: the maps of an earlier data set; by default `fit_feature_maps` of this one.
+        exemplar_contexts: h(x_j) without the response, [J, D]; without it Ω does not know how alike
+            two contexts are.
+        labels: code of each record's label, integers [N], −1 if not known. Only labels that are
+            known before the response belong here: the gate is conditioned on them.
+        exemplar_labels: codes of the exemplars' labels, [J].
+        groups: code of each record's group, [N], −1 if not known.
+        exemplar_groups: codes of the exemplars' groups, [J].
+        similarity: the map of an earlier data set; by default `fit_similarity_map` of this one,
+            which says when a term is left out.
         max_features: the most features per map when they are fitted here.
         dtype: floating-point type of the arrays made.
 
@@ -216,6 +228,24 @@ def mixture_data(
     if (weights <= 0).any():
         raise DataError(f"weights[{int(np.argmax(weights <= 0))}] must be positive.")
     weights = (weights / weights.mean()).astype(dtype)
+    maps = feature_maps or fit_feature_maps(
+        contexts, personas, exemplars, max_features=max_features
+    )
+    labels, groups = _codes("labels", labels, num_records), _codes("groups", groups, num_records)
+    if similarity is None:
+        if exemplar_contexts is not None:
+            exemplar_contexts = _finite("exemplar_contexts", exemplar_contexts, dtype, 2)
+            _check_shape("exemplar_contexts", exemplar_contexts, exemplars.shape)
+        similarity = fit_similarity_map(
+            contexts,
+            maps.context.mean,
+            leave_out,
+            exemplar_contexts=exemplar_contexts,
+            labels=labels,
+            exemplar_labels=_codes("exemplar_labels", exemplar_labels, num_exemplars),
+            groups=groups,
+            exemplar_groups=_codes("exemplar_groups", exemplar_groups, num_exemplars),
+        )
     return MixtureData(
         contexts,
         personas,
@@ -227,7 +257,10 @@ def mixture_data(
         log_weight.astype(dtype),
         table,
         grid,
-        feature_maps or fit_feature_maps(contexts, personas, exemplars, max_features=max_features),
+        maps,
+        labels,
+        groups,
+        similarity,
     )
 
 
@@ -253,38 +286,6 @@ def full_table_data(*, log_likelihood: Array, **arrays: Any) -> MixtureData:
     )
 
 
-def fit_feature_maps(
-    contexts: Array, personas: Array, exemplars: Array, *, max_features: int = 32
-) -> FeatureMaps:
-    """Maps embeddings [·, D] to centred principal coordinates with total variance one.
-
-    Sentence embeddings of one task point nearly the same way (the template dominates), so the mean
-    goes, and the rest is scaled alike for contexts, personas and exemplars; only then does one
-    prior scale mean the same for all. Rotating to principal axes changes nothing about a gate whose
-    weights have an isotropic normal prior, except that directions nobody occupies are dropped (K
-    personas span K − 1) and that a mean-field posterior follows the axes of the data.
-    """
-    return FeatureMaps(*(_principal_map(x, max_features) for x in (contexts, personas, exemplars)))
-
-
-def _principal_map(embeddings: Array, max_features: int) -> FeatureMap:
-    x = np.asarray(embeddings, np.float64)
-    mean = x.mean(0)
-    _, singular, axes = np.linalg.svd(x - mean, full_matrices=False)
-    # What rounding leaves of embeddings that are alike is no feature, however small the rest.
-    least = max(1e-5 * singular.max(initial=0.0), 1e-4 * float(np.linalg.norm(x)))
-    kept = min(max_features, int((singular > least).sum()))
-    if kept == 0:  # all alike: one feature that is zero, so that shapes stay ordinary
-        return FeatureMap(mean.astype(np.float32), np.zeros((x.shape[1], 1), np.float32))
-    axes = axes[:kept]
-    # The sign of a singular vector is arbitrary; its largest entry made positive, it is not.
-    largest = np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], 1)
-    scale = np.sqrt((singular**2).sum() / len(x))
-    return FeatureMap(
-        mean.astype(np.float32), (axes * np.sign(largest) / scale).T.astype(np.float32)
-    )
-
-
 def _finite(name: str, values: Array, dtype: Any, ndim: int) -> np.ndarray:
     array = np.asarray(values, dtype)
     if array.ndim != ndim or 0 in array.shape:
@@ -300,6 +301,16 @@ def _index(name: str, values: Array, shape: tuple[int, ...], size: int) -> np.nd
     _check_shape(name, array, shape)
     if not np.issubdtype(array.dtype, np.integer) or (array < 0).any() or (array >= size).any():
         raise DataError(f"{name} must hold integers from 0 to {size - 1}.")
+    return array.astype(np.int32)
+
+
+def _codes(name: str, values: Array | None, size: int) -> np.ndarray | None:
+    if values is None:
+        return None
+    array = np.asarray(values)
+    _check_shape(name, array, (size,))
+    if not np.issubdtype(array.dtype, np.integer) or (array < -1).any():
+        raise DataError(f"{name} must hold integers from 0 on, or -1 where nothing is known.")
     return array.astype(np.int32)
 
 

@@ -16,7 +16,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
+import numpyro
 import numpyro.distributions as dist
 from flax import nnx
 from numpyro.contrib.module import random_nnx_module
@@ -26,6 +28,7 @@ from mop_jax.models.bilinear_gate import bilinear_gate
 from mop_jax.models.data import MixtureData
 from mop_jax.models.gate_logits import GateLogits
 from mop_jax.models.linear_gate import linear_gate
+from mop_jax.models.similarity import SimilarityMap
 
 GateFunction = Callable[[MixtureData], GateLogits]
 """The logits of the records of a `MixtureData`."""
@@ -98,4 +101,58 @@ def uniform_gate_logits(data: MixtureData) -> GateLogits:
         jnp.zeros((data.num_records, data.num_personas), dtype),
         jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), dtype)),
         jnp.zeros((data.num_personas, data.num_exemplars), dtype),
+    )
+
+
+def add_similarity(
+    logits_of: GateFunction, data: MixtureData, *, prior_scale: float
+) -> GateFunction:
+    """A gate that knows how alike a context and an exemplar are, on top of any other gate:
+
+        log Ω_kj += β sim(x_i, x_j) + β_label [same label] + β_group [same group]
+        β, β_label, β_group ~ Normal(0, prior_scale²)
+
+    sim is the cosine of the two contexts' centred embeddings in units of its standard deviation
+    over the exemplars of a record (`SimilarityMap`). All is nats of log Ω: an exemplar whose
+    context is one standard deviation nearer is e^β times likelier, one of the same label
+    e^β_label times. The terms are the record's, so that Ω's normaliser stays a matrix product.
+
+    Sites: `gate.context_similarity` (β), `gate.same_label`, `gate.same_group`; those of terms that
+    the data lack are not there.
+
+    Args:
+        logits_of: the gate that is added to.
+        data: the population; its `similarity` says which terms there are.
+        prior_scale: standard deviation of the coefficients, nats.
+    """
+    similarity = data.similarity
+    if similarity is None:
+        return logits_of
+    coefficients = tuple(
+        numpyro.sample(f"gate.{term}", dist.Normal(0.0, prior_scale)) for term in similarity.terms
+    )
+
+    def logits(batch: MixtureData) -> GateLogits:
+        found = logits_of(batch)
+        added = _similarity_logits(
+            similarity, coefficients, batch.context_embeddings, batch.labels, batch.groups
+        )
+        return found._replace(exemplar_record=found.exemplar_record + added)
+
+    return logits
+
+
+# Jitted on its own so that a guide's eager first trace of a model stays short.
+@jax.jit
+def _similarity_logits(
+    similarity: SimilarityMap,
+    coefficients: tuple[jax.Array, ...],
+    embeddings: jax.Array,
+    labels: jax.Array | None,
+    groups: jax.Array | None,
+) -> jax.Array:
+    features = similarity.features(embeddings, labels, groups)
+    return sum(
+        (beta * feature for beta, feature in zip(coefficients, features, strict=True)),
+        start=jnp.zeros((), features[0].dtype),
     )

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 
-from mop_jax.models.data import MixtureData, product
+from mop_jax.models.data import MixtureData
+from mop_jax.models.feature_maps import product
 from mop_jax.models.gate_logits import GateLogits
 
 

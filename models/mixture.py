@@ -14,7 +14,13 @@ from flax import nnx
 
 from mop_jax.distributions import PersonaMixture
 from mop_jax.models.data import MixtureData
-from mop_jax.models.gates import GateFunction, GateModel, find_gate, uniform_gate_logits
+from mop_jax.models.gates import (
+    GateFunction,
+    GateModel,
+    add_similarity,
+    find_gate,
+    uniform_gate_logits,
+)
 
 
 def mixture_of_personas(
@@ -29,15 +35,21 @@ def mixture_of_personas(
     exemplar_context: bool = True,
     exemplars: bool = True,
     uniform_gate: bool = False,
+    similarity: bool = False,
+    similarity_prior_scale: float = 1.0,
     distribution: type[PersonaMixture] = PersonaMixture,
     subsample_size: int | None = None,
 ) -> PersonaMixture:
     """The two-level contextual mixture with a temperature per persona (paper, section 3).
 
         π(x), Ω(x) = gate(x; θ),  θ ~ the gate's prior                   sites gate.*
+        log Ω_kj(x_i) += β sim(x_i, x_j) + β_label [same label] + β_group [same group]
+        β, β_label, β_group ~ Normal(0, similarity_prior_scale²)         sites gate.*
         μ ~ Normal(0, temperature_prior_scale²)                          site mean_log_temperature
         log τ_k ~ Normal(μ, temperature_spread²)                         site log_temperature
         y_i ~ PersonaMixture(π(x_i), Ω(x_i), τ), weighted by w_i         site response
+
+    The β are there with `similarity=True`, where the data have the terms; see `add_similarity`.
 
     Each ablation is one argument: `temperature=False` (τ = 1), `exemplar_context=False` (Ω without
     x̃), `exemplars=False` (Ω uniform over allowed exemplars; with a table scored without exemplars,
@@ -56,6 +68,10 @@ def mixture_of_personas(
         exemplar_context: whether Ω sees the context.
         exemplars: whether Ω is learned.
         uniform_gate: whether to do without the gate.
+        similarity: whether Ω knows how alike the contexts, labels and groups of a record and an
+            exemplar are; not without `exemplars` and `exemplar_context`.
+        similarity_prior_scale: standard deviation of the β, nats of log Ω: per standard deviation
+            of the contexts' cosine, and for the same label or group.
         distribution: `PersonaMixture`, or `RenormalisedPersonaMixture` for a gate that lives on the
             scored components only.
         subsample_size: records per step (the likelihood is scaled up to all N); all by default.
@@ -81,6 +97,8 @@ def mixture_of_personas(
             exemplar_context=exemplar_context,
             exemplars=exemplars,
         )
+        if similarity and exemplars and exemplar_context:
+            logits_of = add_similarity(logits_of, data, prior_scale=similarity_prior_scale)
 
     with numpyro.plate("record", data.num_records, subsample_size=subsample_size) as index:
         batch = data if subsample_size is None else data.take(index)

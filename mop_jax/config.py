@@ -301,6 +301,8 @@ class ModelConfig(_Section):
     exemplar_context: bool = True
     exemplars: bool = True
     uniform_gate: bool = False
+    similarity: bool = False
+    similarity_prior_scale: float = Field(1.0, gt=0)
 
     @field_validator("gate")
     @classmethod

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mop_jax import atomic
+from mop_jax.components.codes import labels_of_contexts
 from mop_jax.errors import DataError
 from mop_jax.evaluation.baselines import BASELINES, Response, Setting
 from mop_jax.evaluation.predictors import MAIN
 from mop_jax.lm.base import Truncation
-from mop_jax.pipeline.judging import labels_of_contexts
 from mop_jax.pipeline.simulation import read_simulated
 from mop_jax.pipeline.workspace import Workspace
 

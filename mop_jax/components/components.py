@@ -7,7 +7,7 @@ hand with it, in a notebook or a script.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from mop_jax.components.candidates import (
     importance_candidates,
     renormalised_candidates,
 )
+from mop_jax.components.codes import codes_of, labels_of_contexts
 from mop_jax.components.exemplars import (
     Allocation,
     LeaveOut,
@@ -67,6 +68,8 @@ class Components:
         exemplar_embeddings: h(x_j, y_j), float32 [J, D].
         leave_out_by: whether a record must not see itself ("record") or its group ("group").
         shown: whether prompts show the exemplar; without, one record stands for none at all.
+        exemplar_context_embeddings: h(x_j), float32 [J, D]; without them the gate does not know how
+            alike two contexts are.
     """
 
     personas: list[Persona]
@@ -75,6 +78,7 @@ class Components:
     exemplar_embeddings: np.ndarray
     leave_out_by: LeaveOut = "record"
     shown: bool = True
+    exemplar_context_embeddings: np.ndarray | None = None
 
     @classmethod
     def synthesise(
@@ -162,13 +166,15 @@ class Components:
         chosen = select_exemplars(
             population, strata, num_exemplars or 1, allocation=allocation, seed=seed
         )
+        exemplars = population.take(chosen)
         return cls(
             personas,
-            population.take(chosen),
+            exemplars,
             encoder.encode([persona.text for persona in personas]),
             embeddings[chosen],
             leave_out_by,
             num_exemplars > 0,
+            encoder.encode(exemplars.contexts),
         )
 
     @property
@@ -200,6 +206,17 @@ class Components:
             return np.zeros((len(records), len(self.exemplars)), bool)
         mask = group_mask if held_out else leave_out_mask
         return mask(records, self.exemplars, by=self.leave_out_by)
+
+    def codes(self, records: Population) -> dict[str, Any]:
+        """The records' `labels` and `groups` as the gate knows them.
+
+        int32 [N] each, −1 where no exemplar has the label or group; None where either side has
+        none.
+        """
+        return {
+            "labels": codes_of(records.labels, self.exemplars.labels),
+            "groups": codes_of(records.groups, self.exemplars.groups),
+        }
 
     def propose(
         self,
@@ -251,10 +268,10 @@ class Components:
                 temperature=similarity_temperature,
             )
         else:
-            contexts = np.asarray(context_embeddings)
+            contexts, part = np.asarray(context_embeddings), self._codes_of_rows(records)
             proposal = gate_proposal(
                 lambda start, stop: mean_gate(
-                    posterior, contexts[start:stop], leave_out[start:stop]
+                    posterior, contexts[start:stop], leave_out[start:stop], **part(start, stop)
                 ),
                 num_personas,
                 leave_out,
@@ -299,7 +316,7 @@ class Components:
         """
         num_personas = len(self.personas)
         leave_out = self.leave_out(records, held_out=held_out)
-        contexts = np.asarray(context_embeddings)
+        contexts, part = np.asarray(context_embeddings), self._codes_of_rows(records)
         scores = scores_of(known, log_likelihood, record_embeddings, self.exemplar_embeddings)
         surrogate = fit_surrogate(scores, num_personas)
 
@@ -309,12 +326,21 @@ class Components:
             probs = np.exp(log_score - log_score.max(axis=(1, 2), keepdims=True))
             if posterior is not None:
                 uniform = allowed / (num_personas * allowed.sum(axis=2, keepdims=True))
-                gate = mean_gate(posterior, contexts[start:stop], leave_out[start:stop])
+                gate = mean_gate(
+                    posterior, contexts[start:stop], leave_out[start:stop], **part(start, stop)
+                )
                 probs *= GATE_SHARE * gate + (1 - GATE_SHARE) * uniform
             return probs
 
         proposal = gate_proposal(expected, num_personas, leave_out, uniform_share=uniform_share)
         return extended_candidates(known, proposal, num_candidates, seed, record_keys=records.ids)
+
+    def _codes_of_rows(self, records: Population) -> Callable[[int, int], dict[str, Any]]:
+        """`codes` of the records from `start` to `stop`."""
+        codes = self.codes(records)
+        return lambda start, stop: {
+            name: None if values is None else values[start:stop] for name, values in codes.items()
+        }
 
     def data(
         self,
@@ -327,7 +353,15 @@ class Components:
         held_out: bool = False,
         **options: Any,
     ) -> MixtureData:
-        """What a model is fitted to or evaluated on; `options` go to `mixture_data`."""
+        """What a model is fitted to or evaluated on; `options` go to `mixture_data`.
+
+        A gate that is fitted to it may know the labels only where contexts ask for them, as far as
+        the records show (`labels_of_contexts`).
+        """
+        codes = self.codes(records)
+        if not held_out and labels_of_contexts(records) is None:
+            codes["labels"] = None
+        own = self.codes(self.exemplars)
         return mixture_data(
             context_embeddings=context_embeddings,
             persona_embeddings=self.persona_embeddings,
@@ -339,6 +373,10 @@ class Components:
             temperature_grid=grid.temperatures,
             leave_out=self.leave_out(records, held_out=held_out),
             weights=records.weights,
+            exemplar_contexts=self.exemplar_context_embeddings,
+            exemplar_labels=own["labels"],
+            exemplar_groups=own["groups"],
+            **codes,
             **options,
         )
 
@@ -440,9 +478,15 @@ class Components:
         num_samples: int | None = None,
         seed: int = 0,
         prompts: PromptBuilder | None = None,
+        labels: Sequence[str] | None = None,
+        groups: Sequence[str] | None = None,
         **options: Any,
     ) -> list[SimulatedResponse]:
-        """Simulates responses to contexts; see `mop_jax.inference.simulate` for `options`."""
+        """Simulates responses to contexts; see `mop_jax.inference.simulate` for `options`.
+
+        `labels` and `groups`, texts of the contexts, are looked at by a gate that compares them
+        with those of exemplars; without them it does without.
+        """
         return simulate(
             posterior,
             language_model,
@@ -453,16 +497,25 @@ class Components:
             context_embeddings=encoder.encode(list(contexts)),
             num_samples=len(contexts) if num_samples is None else num_samples,
             seed=seed,
+            labels=codes_of(labels, self.exemplars.labels),
+            groups=codes_of(groups, self.exemplars.groups),
             **options,
         )
 
 
-def mean_gate(posterior: Posterior, contexts: np.ndarray, leave_out: np.ndarray) -> np.ndarray:
-    """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J].
+def mean_gate(
+    posterior: Posterior,
+    contexts: np.ndarray,
+    leave_out: np.ndarray,
+    *,
+    labels: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> np.ndarray:
+    """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J]; see `gate_at` for the arguments.
 
     Of many draws `PROPOSING_DRAWS` are taken, evenly spaced: a proposal need not be exact.
     """
-    gate = gate_at(posterior, contexts, leave_out=leave_out)
+    gate = gate_at(posterior, contexts, leave_out=leave_out, labels=labels, groups=groups)
     total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
     count = min(PROPOSING_DRAWS, posterior.num_draws)
     for draw in np.linspace(0, posterior.num_draws - 1, count).round().astype(int).tolist():

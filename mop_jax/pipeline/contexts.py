@@ -25,8 +25,9 @@ def read_contexts(
     Args:
         source: texts; a text file with a context on each line; or a table with the context columns
             of the run, from which its template makes the contexts. Without a template a table's
-            context column is taken as it stands. Ids are read where the run names their column and
-            the table has it; otherwise contexts are numbered from 1.
+            context column is taken as it stands. Ids, labels and groups are read where the run
+            names their columns and the table has them whole; otherwise contexts are numbered from
+            1, and the gate does without what it does not know.
         section: how the run reads its population.
 
     Raises:
@@ -46,14 +47,25 @@ def read_contexts(
     while response in table.names:
         response += "_"
     rows = Table([*table.columns, Column(response, ["none"] * len(table))], table.rows)
-    known = section.id if section.id in table.names else None
-    named = NamedColumns(columns, response, section.template, id=known)
+    known = {
+        "id": section.id if section.id in table.names else None,
+        "label": _filled(rows, section.label),
+        "group": _filled(rows, section.group),
+    }
+    named = NamedColumns(columns, response, section.template, **known)
     try:
         for column in columns:
             find_column(table.names, column)  # refused with the file's own columns
         return Population(**read_records(rows, named, None, False, name))
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+
+
+def _filled(table: Table, column: str | None) -> str | None:
+    """A column that knows something of every context, or None."""
+    if column is None or column not in table.names:
+        return None
+    return column if all(text and text.strip() for text in table.texts(column)) else None
 
 
 def _lines(name: str, file: Path) -> list[str]:

@@ -60,10 +60,9 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
     shown = np.argsort(-shares.mean(axis=0))[:3]
     different = np.sort(np.unique(test.records.contexts, return_index=True)[1])
     rows = different[np.unique(np.linspace(0, len(different) - 1, 6).astype(int))]
-    omega = np.exp(
-        np.asarray(gate_at(posterior, test.context_embeddings[rows]).exemplar_log_probs())
-    )
-    omega = omega.mean(axis=0)
+    codes = space.components.codes(test.records.take(rows))
+    gate = gate_at(posterior, test.context_embeddings[rows], **codes)
+    omega = np.exp(np.asarray(gate.exemplar_log_probs())).mean(axis=0)
     save_figure(
         folder / "exemplar_gate.png",
         plots.omega_heatmap(

@@ -36,6 +36,7 @@ from mop_jax.models import MixtureData
 from mop_jax.models.data import concatenated
 from mop_jax.pipeline.fitting import mixture_class, posterior_path
 from mop_jax.pipeline.scoring import Round, extended_round, first_candidates, write_pairs
+from mop_jax.pipeline.summary import SIMILAR
 from mop_jax.pipeline.workspace import Split, Workspace, write_parquet
 from mop_jax.population.population import Population
 from mop_jax.prompts import Prompt
@@ -116,6 +117,7 @@ def evaluate_held_out(space: Workspace) -> None:
             "candidate_slack": summarise_slack(slack, weights, groups) if estimates else {},
             "candidate_check": check,
             "temperature": _temperatures(main, side),
+            **_similarity(main),
             "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
         },
     )
@@ -195,6 +197,20 @@ def _temperatures(posterior: Posterior, side: Split) -> dict[str, Any]:
         "interval_94": np.stack([low, high], axis=1).round(6).tolist(),
         "share_at_ends_of_grid": float(at_ends.mean()),
     }
+
+
+def _similarity(posterior: Posterior) -> dict[str, Any]:
+    """The posterior of similarity's coefficients, nats of log Ω, where the gate has any."""
+    found = {}
+    for term in SIMILAR:
+        draws = posterior.samples.get(f"gate.{term}")
+        if draws is not None:
+            interval = np.quantile(draws, [0.03, 0.97])
+            found[term] = {
+                "mean": round(float(np.mean(draws)), 6),
+                "interval_94": interval.round(6).tolist(),
+            }
+    return {"similarity": found} if found else {}
 
 
 def _score_prompts(

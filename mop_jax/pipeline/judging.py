@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mop_jax import atomic
+from mop_jax.components.codes import labels_of_contexts
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics import METRICS, Comparison, Sample
 from mop_jax.evaluation.metrics.effective_size import (
@@ -58,17 +59,6 @@ def judge_likeness(space: Workspace) -> None:
             "notes": notes,
         },
     )
-
-
-def labels_of_contexts(records: Population) -> Sequence[str] | None:
-    """The records' labels, where contexts ask for them: each context always has the same.
-
-    A label that is part of the answer is nothing that a simulation could be held to.
-    """
-    labels = records.labels
-    if labels is None or len(set(zip(records.contexts, labels))) > len(set(records.contexts)):
-        return None
-    return labels
 
 
 def compared(

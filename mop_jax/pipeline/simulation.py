@@ -159,6 +159,7 @@ def _simulate(
             num_samples=num_samples,
             seed=space.config.seed,
             leave_out=leave_out,
+            **space.components.codes(records),
             truncation=Truncation(section.top_k, section.top_p, section.min_p),
             max_new_tokens=section.max_new_tokens,
             num_components=section.num_components,

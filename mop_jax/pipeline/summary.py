@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ FAMILIES = {
 
 SIZES = {"embedding_mean": "the embeddings' mean", "fid": "their Gaussian fit"}
 """What effective sample sizes are given for."""
+
+
+SIMILAR = {
+    "context_similarity": "whose context is a standard deviation nearer",
+    "same_label": "of the same label",
+    "same_group": "of the same group",
+}
+"""The coefficients of similarity, as sites `gate.*`, in words."""
 
 
 def check_sentence(check: dict[str, Any]) -> str:
@@ -61,6 +70,17 @@ def temperature_warning(metrics: dict[str, Any]) -> str:
         f"{share:.0%} of the posterior's temperatures lie at an end of the grid on which responses "
         "were scored: widen `temperatures` in the configuration."
     )
+
+
+def similarity_sentence(metrics: dict[str, Any]) -> str:
+    """How much likelier similar exemplars are, with 94 % intervals; "" where no gate looked."""
+    found = metrics.get("similarity", {})
+    parts = []
+    for term, what in SIMILAR.items():
+        if term in found:
+            times, low, high = map(math.exp, [found[term]["mean"], *found[term]["interval_94"]])
+            parts.append(f"{what} is {times:.2f} times likelier ({low:.2f} to {high:.2f})")
+    return f"An exemplar {', one '.join(parts)}." if parts else ""
 
 
 def convergence_warning(metrics: dict[str, Any]) -> str:
@@ -181,6 +201,7 @@ def held_out_table(path: Path) -> Table:
                 None,
                 [
                     check_sentence(metrics["candidate_check"]),
+                    similarity_sentence(metrics),
                     temperature_warning(metrics),
                     convergence_warning(metrics),
                 ],

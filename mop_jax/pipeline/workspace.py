@@ -141,13 +141,17 @@ class Workspace:
     def components(self) -> Components:
         """Personas and exemplars as the personas step wrote them."""
         vectors = load_file(self.path / "embeddings.safetensors")
+        exemplars = population_of(pd.read_parquet(self.path / "exemplars.parquet"))
+        # Exemplars are training records, whose contexts are embedded already.
+        row_of = {name: row for row, name in enumerate(self.sides["train"].records.ids)}
         return Components(
             read_personas(self.path / "personas.json"),
-            population_of(pd.read_parquet(self.path / "exemplars.parquet")),
+            exemplars,
             vectors["persona"],
             vectors["exemplar"],
             leave_out_by(self.config),
             self.config.exemplars.num_exemplars > 0,
+            vectors["train_context"][[row_of[name] for name in exemplars.ids]],
         )
 
     @property

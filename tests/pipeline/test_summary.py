@@ -18,6 +18,7 @@ from mop_jax.pipeline.summary import (
     check_sentence,
     read_metrics,
     results_table,
+    similarity_sentence,
 )
 from tests.run_fixtures import LINE_SEPARATOR, contents, undo
 
@@ -127,6 +128,22 @@ def test_the_table_shows_what_the_candidates_hide(tmp_path):
     (row,) = (line for line in out.getvalue().splitlines() if "mixture of personas " in line)
     assert "+0.15 ± 0.07" in row
     assert out.getvalue().count("±") == 2 * len(PREDICTORS) - 1 + 1
+
+
+def test_coefficients_of_similarity_are_said_as_factors(tmp_path):
+    metrics = write_metrics(tmp_path)
+    assert similarity_sentence(metrics) == ""
+    metrics["similarity"] = {
+        "same_label": {"mean": float(np.log(1.5)), "interval_94": [0.0, float(np.log(2.25))]},
+        "context_similarity": {"mean": 0.0, "interval_94": [-1.0, 1.0]},
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    out = io.StringIO()
+    results_table(tmp_path, Console(file=out, width=110))
+    assert (
+        "An exemplar whose context is a standard deviation nearer is 1.00 times likelier (0.37 to "
+        "2.72), one of the same label is 1.50 times likelier (1.00 to 2.25)."
+    ) in " ".join(out.getvalue().split())
 
 
 def test_a_fit_that_has_not_converged_is_said(tmp_path):
