@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from mop_jax.benchmark.responses import Options, Responses
 from mop_jax.config import RunConfig
+from mop_jax.config.validation import explain, place_of
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics import Metric
 from mop_jax.evaluation.metrics.log_prob import held_out_log_prob
@@ -26,7 +27,6 @@ from mop_jax.pipeline import Workspace
 from mop_jax.pipeline.pipeline import workspace_after
 from mop_jax.pipeline.simulation import read_simulated
 from mop_jax.registry import check_name
-from mop_jax.validation import explain, place_of
 
 FULL = "full"
 """The ablation that changes nothing: the mixture as it is configured."""

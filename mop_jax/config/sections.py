@@ -1,4 +1,4 @@
-"""The configuration of a run: what `config.yaml` may say, with every default in one place.
+"""The sections of a configuration, with every default in one place.
 
 Unknown fields are refused by name, so that a misspelt setting cannot be passed over in silence.
 """
@@ -6,29 +6,19 @@ Unknown fields are refused by name, so that a misspelt setting cannot be passed 
 from __future__ import annotations
 
 import datetime
-import logging
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic_core import PydanticKnownError
 
-from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_DATE, DEFAULT_INSTRUCTION, PROMPT_FORMS
-from mop_jax.resources import is_local
-from mop_jax.validation import explain, place_of
-from mop_jax.yaml_reader import YamlText
-
-_LOG = logging.getLogger(__name__)
 
 GuideName = Literal[
     "AutoWhitenedNormal",
@@ -45,11 +35,13 @@ GuideName = Literal[
 """Names of `mop_jax.inference.guides.GUIDES`; written out, since reading them imports JAX."""
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Named fields and no others, which nobody changes."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class PopulationConfig(_Section):
+class PopulationConfig(Section):
     """Where the records are and which columns mean what; see `Population.from_file`.
 
     Or a data set by its name, which brings columns, requests and a split of its own; only
@@ -128,7 +120,7 @@ class PopulationConfig(_Section):
         return None if value is None else check_encoding(value)
 
 
-class SplitConfig(_Section):
+class SplitConfig(Section):
     """Training and held-out records; see `Population.split`.
 
     A data set by name says itself by what it is split; where it has a training and a held-out part
@@ -140,7 +132,7 @@ class SplitConfig(_Section):
     train_size: int | float | None = None
 
 
-class LanguageModelConfig(_Section):
+class LanguageModelConfig(Section):
     """The frozen language model; see `FlaxLM.from_pretrained`.
 
     `auto` is float32 on CPU and bfloat16 on accelerators, and a mesh of all devices. `memory_gib`
@@ -154,13 +146,13 @@ class LanguageModelConfig(_Section):
     memory_gib: float | None = Field(None, gt=0)
 
 
-class EncoderConfig(_Section):
+class EncoderConfig(Section):
     """The frozen sentence encoder; see `SentenceEncoder.from_pretrained`."""
 
     path: str
 
 
-class PersonasConfig(_Section):
+class PersonasConfig(Section):
     """Personas synthesised from clusters, read from a file of the user's, or written here as texts.
 
     `described_from: random_records` shows the language model records at random in place of those
@@ -189,7 +181,7 @@ class PersonasConfig(_Section):
         return self
 
 
-class ExemplarsConfig(_Section):
+class ExemplarsConfig(Section):
     """The exemplar pool; see `select_exemplars` and `leave_out_mask`.
 
     With `num_exemplars: 0` prompts show none: a component is a persona alone.
@@ -209,7 +201,7 @@ class ExemplarsConfig(_Section):
         return number
 
 
-class PromptConfig(_Section):
+class PromptConfig(Section):
     """How prompts are built; `auto` is the chat form where the model has a chat template.
 
     `date` is the day that a chat template is told which writes today's: prompts must not change
@@ -250,7 +242,7 @@ class PromptConfig(_Section):
         return self
 
 
-class CandidatesConfig(_Section):
+class CandidatesConfig(Section):
     """Which components are scored for which training record (design: `full`, `importance`, …).
 
     `num_candidates` is what is scored for a record in all. `importance` candidates come in rounds:
@@ -273,7 +265,7 @@ class CandidatesConfig(_Section):
         return int(self.method == "importance") if self.refresh is None else self.refresh
 
 
-class TemperatureConfig(_Section):
+class TemperatureConfig(Section):
     """The grid on which ℓ is scored: inverse temperatures multiple · step."""
 
     step: float = Field(0.125, gt=0)
@@ -289,7 +281,7 @@ class TemperatureConfig(_Section):
         return self
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Arguments of `mixture_of_personas`; those left out keep the model's defaults."""
 
     gate: str = "linear"
@@ -315,7 +307,7 @@ class ModelConfig(_Section):
         return name
 
 
-class InferenceConfig(_Section):
+class InferenceConfig(Section):
     """Arguments of `fit_svi` and `posterior_draws`; without `num_steps`, until it has settled.
 
     `maximum_likelihood` drops the prior from what is maximised, and `initial_temperature` is the
@@ -338,7 +330,7 @@ class InferenceConfig(_Section):
         return self
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """Held-out evaluation, with `num_candidates` components scored for each record in all.
 
     The first half is proposed by the fitted gate and by similarity, the second by what the first
@@ -348,7 +340,7 @@ class EvaluationConfig(_Section):
     num_candidates: int = Field(64, ge=2)
 
 
-class SimulationConfig(_Section):
+class SimulationConfig(Section):
     """Ancestral sampling for the held-out contexts.
 
     With `num_components` of more than one, each prompt shows the exemplars of as many components,
@@ -361,175 +353,3 @@ class SimulationConfig(_Section):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     min_p: float = Field(0.0, ge=0, le=1)
-
-
-class RunConfig(_Section):
-    """A whole run; one read from a file is named after it unless it says its name."""
-
-    name: str = Field("run", min_length=1)
-    seed: int = Field(0, ge=0)
-    population: PopulationConfig
-    split: SplitConfig = SplitConfig()
-    language_model: LanguageModelConfig
-    encoder: EncoderConfig
-    personas: PersonasConfig = PersonasConfig()
-    exemplars: ExemplarsConfig = ExemplarsConfig()
-    prompt: PromptConfig = PromptConfig()
-    candidates: CandidatesConfig = CandidatesConfig()
-    temperatures: TemperatureConfig = TemperatureConfig()
-    model: ModelConfig = ModelConfig()
-    inference: InferenceConfig = InferenceConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    simulation: SimulationConfig = SimulationConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split_as_the_data_set(cls, values: Any) -> Any:
-        """Puts into `split` what the data set says of it, so that all who ask find it there."""
-        population = values.get("population") if isinstance(values, dict) else None
-        name = population.get("dataset") if isinstance(population, dict) else None
-        split = values.get("split", {}) if isinstance(values, dict) else None
-        if not isinstance(name, str) or not isinstance(split, dict):
-            return values
-        from mop_jax.datasets import DATASETS
-
-        if name not in DATASETS:
-            return values
-        its: dict[str, Any] = {"by": DATASETS[name].split_by}
-        if DATASETS[name].has_split:
-            its["test_size"] = None
-        return {**values, "split": {**its, **split}}
-
-    @model_validator(mode="after")
-    def _split_is_possible(self) -> RunConfig:
-        name = self.population.dataset
-        if name is None:
-            if self.split.test_size is None:
-                raise ValueError("split.test_size may be null only for a data set with a split")
-            return self
-        from mop_jax.datasets import DATASETS
-
-        if self.split.by != DATASETS[name].split_by:
-            raise ValueError(
-                f"split.by is {self.split.by}, but the data set {name} is split by "
-                f"{DATASETS[name].split_by}; leave out split.by"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _starts_where_it_was_scored(self) -> RunConfig:
-        start, grid = self.inference.initial_temperature, self.temperatures
-        ends = [1 / (multiple * grid.step) for multiple in grid.multiples if multiple > 0]
-        # Beyond the grid the likelihood is constant in τ: a fit would never leave its start.
-        if start is not None and not min(ends) <= start <= max(ends):
-            raise ValueError(
-                f"inference.initial_temperature is {start:g}, and temperatures are scored from "
-                f"{min(ends):.3g} to {max(ends):.3g}; choose one of these, or other multiples"
-            )
-        return self
-
-
-def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
-    folder = resources.files("mop_jax.configs")
-    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith("yaml"))
-
-
-# Where a configuration names files; what counts is their contents, wherever they lie.
-FILES = (
-    ("population", "path"),
-    ("personas", "path"),
-    ("language_model", "path"),
-    ("encoder", "path"),
-)
-
-
-def load_config(source: str | Path) -> RunConfig:
-    """Reads a configuration file, or a shipped configuration by name (`demo`, `rotten_tomatoes`).
-
-    Paths in a file are counted from its folder, and a run without a name is called as its file is.
-
-    Raises:
-        DataError: if there is no such file, it is no YAML, or a field is missing, unknown or
-            wrong; names the field and its line.
-    """
-    text = str(source)
-    if text in shipped_configs():
-        content = (resources.files("mop_jax.configs") / f"{text}.yaml").read_text("utf-8")
-        config = parse_config(content, f"{text}.yaml")
-        # What a shipped configuration says is as much a default as the fields' own.
-        config.__pydantic_fields_set__.clear()
-        return config
-    path = Path(text)
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{text} was not found; give a YAML file or a shipped configuration "
-            f"({', '.join(shipped_configs())})."
-        ) from error
-    except IsADirectoryError as error:
-        raise DataError(
-            f"{text} is a folder without manifest.json, so no run folder; give a YAML file or a "
-            f"shipped configuration ({', '.join(shipped_configs())})."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{text} could not be read as UTF-8 text: {error}.") from error
-    return _counted_from(path, parse_config(content, text))
-
-
-def parse_config(content: str, where: str) -> RunConfig:
-    """Turns YAML text into a configuration; see `load_config` for errors."""
-    text = YamlText(content, where)
-    if not isinstance(text.values, dict):
-        raise DataError(f"{where} must hold named sections such as population and language_model.")
-    try:
-        return RunConfig.model_validate(text.values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = place_of(first, RunConfig)
-        field = ".".join(map(str, place)) or "the file"
-        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        line = text.line_of(place)
-        at = "" if line is None else f", line {line}"
-        reason = explain(first, RunConfig)
-        raise DataError(f"{where}: {field}: {reason}{at}{more}.") from error
-
-
-def _counted_from(file: Path, config: RunConfig) -> RunConfig:
-    """The configuration with its paths counted from its file's folder, as absolute ones."""
-    changes: dict[str, object] = {}
-    for section, field in FILES:
-        given = getattr(getattr(config, section), field)
-        # A model that lies nowhere here is a hub id; records and personas are always files.
-        found = None if given is None else _local_file(file, section, given)
-        if found is not None:
-            changes[section] = getattr(config, section).model_copy(update={field: found})
-    if "name" not in config.model_fields_set and file.stem:
-        changes["name"] = file.stem
-    given_fields = set(config.model_fields_set)
-    changed = config.model_copy(update=changes)
-    # A name that nobody gave stays one that may be passed over.
-    changed.__pydantic_fields_set__.clear()
-    changed.__pydantic_fields_set__.update(given_fields)
-    return changed
-
-
-def _local_file(file: Path, section: str, given: str) -> str | None:
-    path = Path(given).expanduser()
-    if not is_local(given) or path.is_absolute():
-        return str(path) if given.startswith("~") else None
-    beside = file.parent / path
-    if beside.exists():
-        return str(beside.resolve())
-    if path.exists():
-        _LOG.warning(
-            "%s: %s.path %s was not found beside the file, from which paths are counted; taken is "
-            "%s, where you stand.",
-            file,
-            section,
-            given,
-            path.resolve(),
-        )
-        return str(path.resolve())
-    return str(beside.absolute()) if section in ("population", "personas") else None

@@ -1,0 +1,90 @@
+"""A whole run's configuration: its sections, and what one of them demands of another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from mop_jax.config.sections import (
+    CandidatesConfig,
+    EncoderConfig,
+    EvaluationConfig,
+    ExemplarsConfig,
+    InferenceConfig,
+    LanguageModelConfig,
+    ModelConfig,
+    PersonasConfig,
+    PopulationConfig,
+    PromptConfig,
+    Section,
+    SimulationConfig,
+    SplitConfig,
+    TemperatureConfig,
+)
+
+
+class RunConfig(Section):
+    """A whole run; one read from a file is named after it unless it says its name."""
+
+    name: str = Field("run", min_length=1)
+    seed: int = Field(0, ge=0)
+    population: PopulationConfig
+    split: SplitConfig = SplitConfig()
+    language_model: LanguageModelConfig
+    encoder: EncoderConfig
+    personas: PersonasConfig = PersonasConfig()
+    exemplars: ExemplarsConfig = ExemplarsConfig()
+    prompt: PromptConfig = PromptConfig()
+    candidates: CandidatesConfig = CandidatesConfig()
+    temperatures: TemperatureConfig = TemperatureConfig()
+    model: ModelConfig = ModelConfig()
+    inference: InferenceConfig = InferenceConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_as_the_data_set(cls, values: Any) -> Any:
+        """Puts into `split` what the data set says of it, so that all who ask find it there."""
+        population = values.get("population") if isinstance(values, dict) else None
+        name = population.get("dataset") if isinstance(population, dict) else None
+        split = values.get("split", {}) if isinstance(values, dict) else None
+        if not isinstance(name, str) or not isinstance(split, dict):
+            return values
+        from mop_jax.datasets import DATASETS
+
+        if name not in DATASETS:
+            return values
+        its: dict[str, Any] = {"by": DATASETS[name].split_by}
+        if DATASETS[name].has_split:
+            its["test_size"] = None
+        return {**values, "split": {**its, **split}}
+
+    @model_validator(mode="after")
+    def _split_is_possible(self) -> RunConfig:
+        name = self.population.dataset
+        if name is None:
+            if self.split.test_size is None:
+                raise ValueError("split.test_size may be null only for a data set with a split")
+            return self
+        from mop_jax.datasets import DATASETS
+
+        if self.split.by != DATASETS[name].split_by:
+            raise ValueError(
+                f"split.by is {self.split.by}, but the data set {name} is split by "
+                f"{DATASETS[name].split_by}; leave out split.by"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_where_it_was_scored(self) -> RunConfig:
+        start, grid = self.inference.initial_temperature, self.temperatures
+        ends = [1 / (multiple * grid.step) for multiple in grid.multiples if multiple > 0]
+        # Beyond the grid the likelihood is constant in τ: a fit would never leave its start.
+        if start is not None and not min(ends) <= start <= max(ends):
+            raise ValueError(
+                f"inference.initial_temperature is {start:g}, and temperatures are scored from "
+                f"{min(ends):.3g} to {max(ends):.3g}; choose one of these, or other multiples"
+            )
+        return self
