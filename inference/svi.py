@@ -164,9 +164,10 @@ def fit_svi(
     maximised = without_prior(model) if maximum_likelihood else model
     start = _start(initial_values or {}, sites, guide)
     setup_key, run_key = jax.random.split(rng_key)
-    auto_guide = prepare_guide(make_guide(guide, maximised, **start), setup_key, data, run_kwargs)
-    if maximum_likelihood and not isinstance(auto_guide, AutoDelta):
+    made = make_guide(guide, maximised, **start)
+    if maximum_likelihood and not isinstance(made, AutoDelta):
         raise DataError("maximum_likelihood is a point estimate; its guide is AutoDelta.")
+    auto_guide = prepare_guide(made, setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(maximised, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
     # Compiled whole: op by op it takes seconds.

@@ -32,14 +32,18 @@ FULL = "full"
 """The ablation that changes nothing: the mixture as it is configured."""
 GAIN = Metric(
     name="held_out_gain",
-    title="gain over the uniform mixture, nats per record",
+    title="gain over the uniform mixture of its own components, nats per record",
     # Of paired differences of log-probabilities.
     function=held_out_log_prob,
     direction="higher",
     range=(-math.inf, math.inf),
     reference="Good (1952)",
 )
-"""Held-out log-probability less that of the uniform mixture over the same components at τ = 1."""
+"""Held-out log-probability less that of the uniform mixture over the same components at τ = 1.
+
+Variants with other personas or exemplars have another uniform mixture: between them compare the
+log-probabilities themselves.
+"""
 
 NEUTRAL_PERSONA = "You are a person."
 # The grid of a run ends at τ = 0.615; the paper's fits start at 0.6.
@@ -108,7 +112,8 @@ def variant(
 
     Args:
         space: the run that it differs from, and whose steps and scores it takes over.
-        changes: see `changed`. Personas made anew are as many as those of `space`.
+        changes: see `changed`. Personas made anew are as many as those of `space`, or as its
+            clusters where its personas are texts, so that the exemplar pool stays the same.
         path: its run folder.
         options: see `Options`.
         evaluated: whether held-out records are evaluated, too.
@@ -118,10 +123,9 @@ def variant(
     """
     wanted = dict(changes)
     if "personas" in wanted:
-        wanted["personas"] = {
-            "num_personas": len(space.components.personas),
-            **wanted["personas"],
-        }
+        section = space.config.personas
+        number = len(space.components.personas) if section.texts is None else section.num_personas
+        wanted["personas"] = {"num_personas": number, **wanted["personas"]}
     steps = ("evaluate", "simulate") if evaluated else ("simulate",)
     config = changed(space.config, wanted)
     return workspace_after(steps, config, path, beside=space, on_step=options.on_step)
@@ -169,7 +173,9 @@ def _held_out(path: Path, ablation: Ablation) -> tuple[dict[str, dict[str, Any]]
     fit = metrics["fit"][MAIN]
     if not fit["converged"]:
         notes.append(f"{ablation.title}: the fit is not known to have settled. {fit['reason']}")
-    if check["passed"]:
+    # Candidates of a renormalised mixture are part of the model: half of them are another one.
+    renormalised = ablation.changes.get("candidates", {}).get("method") == "renormalised"
+    if check["passed"] or renormalised:
         return rows, tuple(notes)
     notes.append(
         f"{ablation.title}: halving its {check['candidates']} held-out candidates moves the gain "
@@ -179,7 +185,7 @@ def _held_out(path: Path, ablation: Ablation) -> tuple[dict[str, dict[str, Any]]
 
 
 for _entry in (
-    Ablation(FULL, "full mixture (L = 1)", "the mixture as it is configured"),
+    Ablation(FULL, "full mixture", "the mixture as it is configured"),
     Ablation(
         "no_exemplars",
         "without exemplars",
@@ -214,11 +220,16 @@ for _entry in (
         "paper_estimator",
         "the paper's estimator",
         "a bilinear gate of width 128, maximum likelihood, τ_k from 0.6, and renormalised over "
-        "M = 4 components of each record, drawn by the context's similarity; its log-probability "
-        "is that of this renormalised mixture, and its gain is over the uniform one of the same "
-        "four; it simulates from the whole gate",
+        "up to M = 4 different components of each record, drawn by the context's similarity and, "
+        "in the share that the configuration says, uniformly; its log-probability is that of this "
+        "renormalised mixture; it simulates from the whole gate",
         {
-            "model": {"gate": "bilinear", "gate_width": 128},
+            "model": {
+                "gate": "bilinear",
+                "gate_width": 128,
+                "exemplar_context": True,
+                "similarity": False,
+            },
             "inference": {
                 "guide": "AutoDelta",
                 "maximum_likelihood": True,

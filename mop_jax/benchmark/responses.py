@@ -77,6 +77,11 @@ def respond(space: Workspace, method: str, folder: Path, options: Options = Opti
     """
     if method == MAIN:
         return _of_mixture(space)
+    if method == "uniform_mixture" and not space.components.shown:
+        raise DataError(
+            "The run's prompts show no exemplars, so its uniform mixture is persona_only; ask for "
+            "that."
+        )
     if method not in BASELINES:
         raise DataError(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
     return _of_baseline(space, method, folder / "responses")

@@ -12,6 +12,7 @@ import numpy as np
 
 from mop_jax.population.population import Population
 
+_CHANCE = 1e-2
 UNKNOWN = -1
 """The code of what is not known, or no exemplar has."""
 
@@ -29,6 +30,26 @@ def codes_of(values: Sequence[str] | None, among: Sequence[str] | None) -> np.nd
     for value in among:
         numbers.setdefault(value, len(numbers))
     return np.array([numbers.get(value, UNKNOWN) for value in values], np.int32)
+
+
+def labels_known_before(records: Population) -> list[str] | None:
+    """The records' labels, where it is beyond doubt that contexts ask for them.
+
+    A gate that chose exemplars by a label which only the answer gives away would be told the answer
+    of held-out records. So repeated contexts must have the same label each time, more often than
+    labels of that frequency that have nothing to do with contexts would agree by chance (once in a
+    hundred). Where every context is another one nothing can be shown, and no label is used.
+    """
+    labels = labels_of_contexts(records)
+    if labels is None:
+        return None
+    _, code, frequency = np.unique(labels, return_inverse=True, return_counts=True)
+    _, first, count = np.unique(records.contexts, return_index=True, return_counts=True)
+    # Of n records of a context, those after the first have its label by chance with its share.
+    share = frequency[code[first]] / len(labels)
+    if np.sum((count - 1) * np.log(share)) > np.log(_CHANCE):
+        return None
+    return labels
 
 
 def labels_of_contexts(records: Population) -> list[str] | None:

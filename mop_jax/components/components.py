@@ -22,7 +22,7 @@ from mop_jax.components.candidates import (
     importance_candidates,
     renormalised_candidates,
 )
-from mop_jax.components.codes import codes_of, labels_of_contexts
+from mop_jax.components.codes import codes_of, labels_known_before
 from mop_jax.components.exemplars import (
     Allocation,
     LeaveOut,
@@ -67,9 +67,9 @@ class Components:
         persona_embeddings: h(g), float32 [K, D].
         exemplar_embeddings: h(x_j, y_j), float32 [J, D].
         leave_out_by: whether a record must not see itself ("record") or its group ("group").
-        shown: whether prompts show the exemplar; without, one record stands for none at all.
         exemplar_context_embeddings: h(x_j), float32 [J, D]; without them the gate does not know how
             alike two contexts are.
+        shown: whether prompts show the exemplar; without, one record stands for none at all.
     """
 
     personas: list[Persona]
@@ -77,8 +77,8 @@ class Components:
     persona_embeddings: np.ndarray
     exemplar_embeddings: np.ndarray
     leave_out_by: LeaveOut = "record"
-    shown: bool = True
     exemplar_context_embeddings: np.ndarray | None = None
+    shown: bool = True
 
     @classmethod
     def synthesise(
@@ -173,8 +173,8 @@ class Components:
             encoder.encode([persona.text for persona in personas]),
             embeddings[chosen],
             leave_out_by,
-            num_exemplars > 0,
             encoder.encode(exemplars.contexts),
+            num_exemplars > 0,
         )
 
     @property
@@ -355,11 +355,11 @@ class Components:
     ) -> MixtureData:
         """What a model is fitted to or evaluated on; `options` go to `mixture_data`.
 
-        A gate that is fitted to it may know the labels only where contexts ask for them, as far as
-        the records show (`labels_of_contexts`).
+        A gate that is fitted to it may know the labels only where contexts ask for them, as the
+        records must show (`labels_known_before`).
         """
         codes = self.codes(records)
-        if not held_out and labels_of_contexts(records) is None:
+        if not held_out and labels_known_before(records) is None:
             codes["labels"] = None
         own = self.codes(self.exemplars)
         return mixture_data(

@@ -47,9 +47,11 @@ class RunConfig(Section):
     @classmethod
     def _split_as_the_data_set(cls, values: Any) -> Any:
         """Puts into `split` what the data set says of it, so that all who ask find it there."""
-        population = values.get("population") if isinstance(values, dict) else None
+        if not isinstance(values, dict):
+            return values
+        # In Python they may be sections already.
+        population, split = (_as_fields(values.get(key, {})) for key in ("population", "split"))
         name = population.get("dataset") if isinstance(population, dict) else None
-        split = values.get("split", {}) if isinstance(values, dict) else None
         if not isinstance(name, str) or not isinstance(split, dict):
             return values
         from mop_jax.datasets import DATASETS
@@ -88,3 +90,8 @@ class RunConfig(Section):
                 f"{min(ends):.3g} to {max(ends):.3g}; choose one of these, or other multiples"
             )
         return self
+
+
+def _as_fields(section: Any) -> Any:
+    """The fields that were given to a section; whatever else it is as it is."""
+    return section.model_dump(exclude_unset=True) if isinstance(section, Section) else section

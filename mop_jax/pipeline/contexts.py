@@ -39,7 +39,8 @@ def read_contexts(
     file = resolve_path(name)
     if file.suffix.lower() in _LINES:
         return _from_texts(_lines(name, file), f"{name}, line")
-    # Records of a data set by name have their requests under that name.
+    # Records of a data set by name have columns of these names.
+    named_set = section.dataset is not None
     given = section.context or "context"
     columns = [given] if isinstance(given, str) else list(given)
     table = read_table(name, needed=columns)
@@ -49,8 +50,8 @@ def read_contexts(
     rows = Table([*table.columns, Column(response, ["none"] * len(table))], table.rows)
     known = {
         "id": section.id if section.id in table.names else None,
-        "label": _filled(rows, section.label),
-        "group": _filled(rows, section.group),
+        "label": _filled(rows, "label" if named_set else section.label),
+        "group": _filled(rows, "group" if named_set else section.group),
     }
     named = NamedColumns(columns, response, section.template, **known)
     try:

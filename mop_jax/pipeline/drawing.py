@@ -69,7 +69,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
             omega[:, shown].transpose(1, 0, 2),
             [names[k] for k in shown],
             without_common_ends([test.records.contexts[i] for i in rows]),
-            space.components.exemplars.responses,
+            space.components.exemplars.responses if space.components.shown else ["no exemplar"],
             note=""
             if len(shown) == len(names)
             else f"Shown: the {len(shown)} of {len(names)} personas that speak most.",

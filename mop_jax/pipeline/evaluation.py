@@ -107,7 +107,7 @@ def evaluate_held_out(space: Workspace) -> None:
             "num_held_out": len(side.records),
             "num_held_out_groups": None if groups is None else len(set(groups)),
             "num_personas": len(space.components.personas),
-            "num_exemplars": len(space.components.exemplars),
+            "num_exemplars": len(space.components.exemplars) if space.components.shown else 0,
             "unit": "nats per record",
             "held_out": summarise(log_probs, weights, groups),
             "metrics": {

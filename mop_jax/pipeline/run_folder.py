@@ -347,11 +347,17 @@ class RunFolder:
         # What nobody knows is equal to nothing.
         if None in inputs["inputs"].values():
             return False
+        # Prompts may have come to be rendered otherwise since.
+        sources, template = self._manifest["sources"], other.manifest["sources"].get(_TEMPLATE, {})
+        if sources.get(_TEMPLATE, template) != template:
+            return False
         for name, digest in entry["outputs"].items():
             if not (other.path / name).exists() or file_hash(other.path / name) != digest:
                 return False
         for name in entry["outputs"]:
             atomic.write_bytes(self.path / name, (other.path / name).read_bytes())
+        if template:
+            sources[_TEMPLATE] = dict(template)
         self._set(step, {**entry, "fingerprint": fingerprint(step, inputs)})
         self._finished = True
         return True

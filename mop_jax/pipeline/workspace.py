@@ -150,8 +150,8 @@ class Workspace:
             vectors["persona"],
             vectors["exemplar"],
             leave_out_by(self.config),
-            self.config.exemplars.num_exemplars > 0,
             vectors["train_context"][[row_of[name] for name in exemplars.ids]],
+            self.config.exemplars.num_exemplars > 0,
         )
 
     @property

@@ -9,7 +9,7 @@ from numpyro.infer import Predictive
 
 from mop_jax.components import Components, Persona
 from mop_jax.components.candidates import full_candidates
-from mop_jax.components.codes import codes_of, labels_of_contexts
+from mop_jax.components.codes import codes_of, labels_known_before, labels_of_contexts
 from mop_jax.inference import gate_at, make_posterior
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.models import mixture_of_personas
@@ -92,6 +92,37 @@ def test_labels_that_say_what_was_answered_are_kept_from_the_gate(components, re
     assert "same_label" not in data.similarity.terms
     # Whether held-out labels are looked at is the fitted gate's decision.
     assert data_of(components, answered, vectors, held_out=True).labels is not None
+
+
+def test_labels_are_known_only_where_repeated_contexts_show_it(reviews):
+    assert labels_known_before(reviews) == reviews.labels
+    apart = [f"{context}, {i}" for i, context in enumerate(reviews.contexts)]
+    alone = Population(reviews.ids, apart, reviews.responses, reviews.labels)
+    assert labels_of_contexts(alone) == alone.labels
+    assert labels_known_before(alone) is None
+    # Six repeated contexts agree by chance once in 64 times: not enough.
+    few = [*reviews.contexts[:8], *(f"Film {i // 2}, {i % 2}" for i in range(8))]
+    agreeing = Population(reviews.ids, few, reviews.responses, reviews.labels)
+    assert labels_of_contexts(agreeing) == agreeing.labels
+    assert labels_known_before(agreeing) is None
+
+
+def test_labels_that_have_nothing_to_do_with_contexts_are_hardly_ever_taken():
+    """At a share of 0.9 four contexts of two records agree by chance in 45 of 100 populations."""
+    rng, taken, agreed = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        labels = rng.choice(["yes", "no"], 8, p=[0.9, 0.1]).tolist()
+        records = Population(
+            [str(i) for i in range(8)],
+            [f"c{i // 2}" for i in range(8)],
+            [f"t{i}" for i in range(8)],
+            labels,
+        )
+        agreed += labels_of_contexts(records) is not None
+        taken += labels_known_before(records) is not None
+    assert agreed > 90
+    # Three expected at most; more than 12 has a probability below 1e-4.
+    assert taken <= 12
 
 
 def test_proposals_are_those_of_the_gate_with_labels_and_groups(components, reviews, vectors):

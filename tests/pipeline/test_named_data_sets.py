@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from mop_jax import datasets
-from mop_jax.config import RunConfig, load_config, parse_config
+from mop_jax.config import (
+    PopulationConfig,
+    RunConfig,
+    SplitConfig,
+    load_config,
+    parse_config,
+)
 from mop_jax.datasets import DATASETS, Dataset, load_dataset
 from mop_jax.datasets.packages import Records
 from mop_jax.errors import DataError
@@ -78,6 +84,16 @@ def test_the_configuration_says_how_it_is_split_and_reads_itself_again(toys) -> 
     )
 
 
+def test_sections_made_in_python_do_the_same(toys) -> None:
+    rest = {"language_model": {"path": "m.gguf"}, "encoder": {"path": "e"}}
+    for split in ({}, {"split": SplitConfig(train_size=8)}, {"split": {"train_size": 8}}):
+        config = RunConfig(population=PopulationConfig(dataset="parted"), **rest, **split)
+        assert (config.split.by, config.split.test_size) == ("stratified", None)
+        assert config.split.train_size == (8 if split else None)
+    config = RunConfig(population=PopulationConfig(path="a.csv", context="x", response="y"), **rest)
+    assert (config.split.by, config.split.test_size) == ("record", 0.25)
+
+
 def test_it_is_known_by_its_records(toys) -> None:
     def digest() -> str:
         stamp = Inputs(configured("{dataset: parted}")).stamp("population", None, needed=True)
@@ -132,6 +148,10 @@ def test_new_contexts_of_a_data_set(tmp_path, toys) -> None:
     file.write_text("context,more\nSay a.,1\nSay b.,2\n")
     found = read_contexts(file, configured("{dataset: parted}").population)
     assert found.contexts == ["Say a.", "Say b."]
+    assert found.labels is None
+    file.write_text("context,label\nSay a.,good\nSay b.,bad\n")
+    found = read_contexts(file, configured("{dataset: parted}").population)
+    assert found.labels == ["good", "bad"]
 
 
 def test_the_shipped_configuration_of_reuters() -> None:

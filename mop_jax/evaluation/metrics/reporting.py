@@ -238,10 +238,11 @@ def stable_from(
     """
     fewest = min(len(comparison.real), len(comparison.simulated))
     sizes = [fewest // 2**k for k in range(1, 20) if fewest // 2**k >= 16]
-    if tolerance is None:
-        low, high = interval(metric, comparison)
-        tolerance = (high - low) / 2
-    value = quietly(metric, comparison)
+    with few_threads(comparison):
+        if tolerance is None:
+            low, high = interval(metric, comparison)
+            tolerance = (high - low) / 2
+        value = quietly(metric, comparison)
     stable = None
     for size, values in sorted(
         values_by_size(metric, comparison, sizes, repeats=repeats).items(), reverse=True
