@@ -416,7 +416,9 @@ def test_the_shipped_configurations_read_what_they_always_read(name, whole, trai
     config = load_config(name)
     section, split = config.population, config.split
     population = Population.from_file(
-        section.path, seed=config.seed, **section.model_dump(exclude={"path"})
+        section.path,
+        seed=config.seed,
+        **section.model_dump(exclude={"path", "dataset", "max_words"}),
     )
     sides = population.split(
         split.test_size, by=split.by, seed=config.seed, train_size=split.train_size
