@@ -4,8 +4,15 @@ from .candidates import (
     importance_candidates,
     renormalised_candidates,
 )
-from .components import Components, LeaveOut, Method
-from .exemplars import cross_strata, group_mask, leave_out_mask, refuse_twins, select_exemplars
+from .components import Components
+from .exemplars import (
+    LeaveOut,
+    cross_strata,
+    group_mask,
+    leave_out_mask,
+    refuse_twins,
+    select_exemplars,
+)
 from .personas import (
     Persona,
     cluster_records,
@@ -14,6 +21,7 @@ from .personas import (
     synthesise_personas,
     write_personas,
 )
+from .pool import ComponentPool, Method
 from .proposals import (
     FactorisedProposal,
     Proposal,
@@ -26,6 +34,7 @@ from .surrogate import Scores, Surrogate, fit_surrogate, scores_of
 
 __all__ = [
     "CandidateSet",
+    "ComponentPool",
     "Components",
     "FactorisedProposal",
     "LeaveOut",

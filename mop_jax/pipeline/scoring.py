@@ -15,7 +15,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from mop_jax.components.candidates import CandidateSet
-from mop_jax.components.components import SECOND_ROUND, Method
+from mop_jax.components.components import SECOND_ROUND
+from mop_jax.components.pool import Method
 from mop_jax.evaluation.held_out import mean_and_error
 from mop_jax.inference import Posterior, log_likelihood_draws
 from mop_jax.likelihoods.scoring import ScoredCandidates

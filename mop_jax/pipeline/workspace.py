@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save
 
 from mop_jax import atomic
 from mop_jax.components.candidates import CandidateSet
-from mop_jax.components.components import Components, LeaveOut
+from mop_jax.components.components import Components
+from mop_jax.components.exemplars import LeaveOut
 from mop_jax.components.personas import read_personas
 from mop_jax.config import RunConfig
 from mop_jax.encoder.encoder import SentenceEncoder

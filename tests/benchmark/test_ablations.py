@@ -14,7 +14,6 @@ from mop_jax.benchmark.ablations import GAIN, changed
 from mop_jax.benchmark.tables import COLUMNS
 from mop_jax.errors import DataError
 from mop_jax.likelihoods import LikelihoodStore
-from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import RunFolder
 from tests.run_fixtures import read_json, read_lines
 
@@ -130,16 +129,8 @@ def test_variants_are_what_they_are_called(runs, made):
     assert [r["text"] for r in full] != [r["text"] for r in two]
 
 
-def test_what_is_there_is_neither_made_nor_measured_again(made, materials, monkeypatch):
+def test_what_is_there_is_neither_made_nor_measured_again(made, materials, nothing_is_done_again):
     folder, table = made[:2]
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("done again")
-
-    monkeypatch.setattr(FlaxLM, "sample_pairs", refuse)
-    monkeypatch.setattr(FlaxLM, "score_pairs", refuse)
-    monkeypatch.setattr("mop_jax.pipeline.fitting.fit_svi", refuse)
-    monkeypatch.setattr("mop_jax.benchmark.tables.report", refuse)
     pd.testing.assert_frame_equal(ablate(folder, materials), table)
 
 

@@ -12,7 +12,6 @@ from mop_jax.benchmark import make_table, responses, tables
 from mop_jax.benchmark.tables import COLUMNS
 from mop_jax.benchmark.writing import markdown
 from mop_jax.errors import DataError
-from mop_jax.lm.flax_lm import FlaxLM
 from mop_jax.pipeline import RunFolder, Workspace
 from mop_jax.population import Population
 
@@ -61,14 +60,8 @@ def test_zero_shot_shows_nothing_and_the_others_their_exemplars(made, materials)
     assert len(train) > 3
 
 
-def test_what_is_there_is_neither_drawn_nor_measured_again(made, materials, monkeypatch):
+def test_what_is_there_is_neither_drawn_nor_measured_again(made, materials, nothing_is_done_again):
     folder, table = made
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("drawn or measured again")
-
-    monkeypatch.setattr(FlaxLM, "sample_pairs", refuse)
-    monkeypatch.setattr("mop_jax.benchmark.tables.report", refuse)
     again = make_table(
         "table1", [materials.config()], folder, seeds=[0, 1], num_samples=14, methods=METHODS
     )

@@ -108,16 +108,10 @@ def test_the_refitted_run_has_the_personas_of_the_first(made):
     assert len(list(first.glob("likelihoods/*/scores.bin"))) == 2
 
 
-def test_what_is_there_is_neither_made_nor_measured_again(made, materials, base_model, monkeypatch):
+def test_what_is_there_is_neither_made_nor_measured_again(
+    made, materials, base_model, nothing_is_done_again
+):
     folder, table = made
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("done again")
-
-    monkeypatch.setattr(FlaxLM, "sample_pairs", refuse)
-    monkeypatch.setattr(FlaxLM, "score_pairs", refuse)
-    monkeypatch.setattr("mop_jax.pipeline.fitting.fit_svi", refuse)
-    monkeypatch.setattr("mop_jax.benchmark.tables.report", refuse)
     pd.testing.assert_frame_equal(transfer(folder, materials, base_model), table)
 
 

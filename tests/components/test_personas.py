@@ -444,15 +444,8 @@ def test_random_records_ignore_the_clusters() -> None:
     """As many prompts as before, of the asked size, each of several blobs."""
     population, embeddings, truth = blobs()
     model = ScriptedModel(lambda prompt, seed: f"are person {hash(prompt)} of a kind.")
-    personas, labels = synthesise_personas(
-        population,
-        embeddings,
-        model,
-        3,
-        seed=4,
-        records_per_persona=5,
-        described_from="random_records",
-    )
+    options = {"seed": 4, "records_per_persona": 5, "described_from": "random_records"}
+    personas, labels = synthesise_personas(population, embeddings, model, 3, **options)
     clustered = cluster_records(embeddings, 3, 4).labels
     np.testing.assert_array_equal(labels, clustered)
     assert [len(set(persona.record_ids)) for persona in personas] == [5, 5, 5]
@@ -460,13 +453,5 @@ def test_random_records_ignore_the_clusters() -> None:
     assert all(persona.cluster_size == 0 for persona in personas)
     shown = [{truth[population.ids.index(i)] for i in persona.record_ids} for persona in personas]
     assert all(len(found) > 1 for found in shown)
-    again = synthesise_personas(
-        population,
-        embeddings,
-        model,
-        3,
-        seed=4,
-        records_per_persona=5,
-        described_from="random_records",
-    )[0]
+    again = synthesise_personas(population, embeddings, model, 3, **options)[0]
     assert [p.record_ids for p in again] == [p.record_ids for p in personas]

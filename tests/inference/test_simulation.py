@@ -276,18 +276,15 @@ def test_prompts_of_several_components(posterior, data, tiny_chat_lm):
             return tiny_chat_lm.sample_pairs(prefixes, requests, pairs, **rest)
 
     prompts = PromptBuilder(tiny_chat_lm.tokenizer)
-    drawn = simulate(
-        posterior,
-        Listening(),
-        prompts,
-        personas=PERSONAS,
-        exemplars=EXEMPLARS,
-        contexts=CONTEXTS,
-        context_embeddings=data.context_embeddings,
-        num_samples=12,
-        max_new_tokens=2,
-        num_components=3,
-    )
+    given = {
+        "personas": PERSONAS,
+        "exemplars": EXEMPLARS,
+        "contexts": CONTEXTS,
+        "context_embeddings": data.context_embeddings,
+        "num_samples": 12,
+        "max_new_tokens": 2,
+    }
+    drawn = simulate(posterior, Listening(), prompts, num_components=3, **given)
     writer = ConversationBuilder(prompts)
     assert any(response.further_exemplars for response in drawn)
     for response, segments in zip(drawn, asked, strict=True):
@@ -298,14 +295,4 @@ def test_prompts_of_several_components(posterior, data, tiny_chat_lm):
         )
         assert [i for segment in segments for i in segment] == expected.token_ids
     with pytest.raises(DataError, match="num_components is 0"):
-        simulate(
-            posterior,
-            tiny_chat_lm,
-            prompts,
-            personas=PERSONAS,
-            exemplars=EXEMPLARS,
-            contexts=CONTEXTS,
-            context_embeddings=data.context_embeddings,
-            num_samples=1,
-            num_components=0,
-        )
+        simulate(posterior, tiny_chat_lm, prompts, num_components=0, **given)

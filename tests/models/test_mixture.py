@@ -17,20 +17,7 @@ from mop_jax.models import (
     mixture_data,
     mixture_of_personas,
 )
-
-
-def draw_sites(model, data, seed=0, **kwargs):
-    """A prior draw of the model's latent sites."""
-    trace = handlers.trace(handlers.seed(model, seed)).get_trace(data, **kwargs)
-    return {
-        name: site["value"]
-        for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
-
-
-def mixture_at(draw, data, **kwargs):
-    return handlers.substitute(mixture_of_personas, draw)(data, **kwargs)
+from tests.models.programs import draw_sites, mixture_at
 
 
 @pytest.mark.parametrize(
@@ -39,7 +26,7 @@ def mixture_at(draw, data, **kwargs):
 def test_marginal_likelihood_equals_enumeration_of_the_explicit_program(make_data, kwargs):
     with jax.enable_x64(True):
         data = make_data(num_records=5, dtype=np.float64)
-        sites = draw_sites(mixture_of_personas, data, **kwargs)
+        sites = draw_sites(data, **kwargs)
         sites = {name: jnp.asarray(value, float) for name, value in sites.items()}
         collapsed, _ = log_density(mixture_of_personas, (data,), kwargs, sites)
         model = enum(explicit_mixture_of_personas, first_available_dim=-2)
@@ -60,7 +47,7 @@ def test_responsibilities_equal_infer_discrete(make_data):
     """
     data = make_data(1)
     num_draws, num_pairs = 6_000, data.num_personas * data.num_exemplars
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     explicit = handlers.substitute(explicit_mixture_of_personas, draw)
 
     @jax.jit
@@ -105,7 +92,7 @@ def test_a_planted_copy_changes_nothing_once_left_out(rt_table):
     cheating = full_table_data(
         log_likelihood=planted_table, feature_maps=honest.feature_maps, **embeddings
     )
-    draw = draw_sites(mixture_of_personas, honest)
+    draw = draw_sites(honest)
 
     def log_prob_and_gradient(data):
         def total(draw, data):
@@ -143,12 +130,12 @@ def test_each_ablation_removes_what_it_names_and_nothing_else(
 ):
     data = make_data(2)
     temperatures = {"mean_log_temperature", "log_temperature"}
-    everything = draw_sites(mixture_of_personas, data, gate=gate)
+    everything = draw_sites(data, gate=gate)
     assert set(everything) == weights | temperatures
     full = mixture_at(everything, data, gate=gate)
 
     def ablated(**kwargs):
-        needed = draw_sites(mixture_of_personas, data, gate=gate, **kwargs)
+        needed = draw_sites(data, gate=gate, **kwargs)
         draw = {k: everything[k] for k in needed}
         return set(needed), mixture_at(draw, data, gate=gate, **kwargs)
 
@@ -183,7 +170,7 @@ def test_each_ablation_removes_what_it_names_and_nothing_else(
 
 def test_renormalised_is_a_choice_of_distribution(make_data):
     data = make_data(3)
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     assert type(mixture_at(draw, data)) is PersonaMixture
     mixture = mixture_at(draw, data, distribution=RenormalisedPersonaMixture)
     assert isinstance(mixture, RenormalisedPersonaMixture)
@@ -193,7 +180,7 @@ def test_a_weight_counts_a_record_that_often(make_data):
     data = make_data(4)
     weights = np.array([1, 3, 1, 2, 1, 1], np.float32)
     repeated = data.take(np.repeat(np.arange(6), weights.astype(int)))
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     weighted, _ = log_density(mixture_of_personas, (data._replace(weights=weights),), {}, draw)
     expected, _ = log_density(mixture_of_personas, (repeated,), {}, draw)
     plain, _ = log_density(mixture_of_personas, (data,), {}, draw)
@@ -207,7 +194,7 @@ def test_minibatches_estimate_the_whole_without_bias(make_data):
     2,000 minibatches, 5 standard errors: fails falsely once in 1.7 million seeds (fixed).
     """
     data = make_data(5, weights=np.array([1, 2, 1, 1, 4, 1]))
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     full, _ = log_density(mixture_of_personas, (data,), {}, draw)
 
     @jax.jit
@@ -227,7 +214,7 @@ def test_components_in_any_order_give_the_same_density(make_data):
     order = np.random.default_rng(0).permutation(15)
     per_pair = ("persona_index", "exemplar_index", "log_weight", "log_likelihood")
     shuffled = data._replace(**{name: getattr(data, name)[:, order] for name in per_pair})
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     np.testing.assert_allclose(
         log_density(mixture_of_personas, (shuffled,), {}, draw)[0],
         log_density(mixture_of_personas, (data,), {}, draw)[0],
@@ -243,7 +230,7 @@ def test_importance_candidates_estimate_the_full_mixture_without_bias(make_data)
     from mop_jax.components.candidates import importance_candidates
 
     data, repeats = make_data(7), 4_000
-    draw = draw_sites(mixture_of_personas, data)
+    draw = draw_sites(data)
     exact = np.exp(mixture_at(draw, data).log_prob(data.log_likelihood), dtype=np.float64)
     rng = np.random.default_rng(0)
     proposal = rng.gamma(1.0, size=(6, data.num_personas, data.num_exemplars)) + 0.2

@@ -18,6 +18,7 @@ from mop_jax.models import (
     mixture_data,
     mixture_of_personas,
 )
+from tests.models.programs import draw_sites, mixture_at, singular_values
 
 ON = {"similarity": True}
 SITES = ("gate.context_similarity", "gate.same_label", "gate.same_group")
@@ -40,20 +41,6 @@ def data(make_data):
     return make_data(**sides())
 
 
-def sites_of(data, seed=0, **kwargs):
-    """A prior draw of the latent sites."""
-    trace = handlers.trace(handlers.seed(mixture_of_personas, seed)).get_trace(data, **kwargs)
-    return {
-        name: site["value"]
-        for name, site in trace.items()
-        if site["type"] == "sample" and not site["is_observed"]
-    }
-
-
-def mixture_at(draw, data, **kwargs):
-    return handlers.substitute(mixture_of_personas, draw)(data, **kwargs)
-
-
 def cosines(data, exemplar_contexts):
     """Centred cosines [N][J] and their standard deviation within records, pair by pair."""
     mean = np.mean(data.context_embeddings, axis=0, dtype=float)
@@ -74,7 +61,7 @@ def test_omega_equals_loops_over_pairs(make_data, gate):
     with jax.enable_x64(True):
         given = sides()
         data = make_data(dtype=np.float64, **given)
-        draw = {k: np.asarray(v, float) for k, v in sites_of(data, gate=gate, **ON).items()}
+        draw = {k: np.asarray(v, float) for k, v in draw_sites(data, gate=gate, **ON).items()}
         found = np.asarray(mixture_at(draw, data, gate=gate, **ON).mixing_log_probs)
         plain = mixture_at(draw, data, gate=gate)
         record, between = plain.exemplar_record_logits, plain.exemplar_persona_logits
@@ -112,7 +99,7 @@ def test_marginal_likelihood_equals_enumeration_of_the_explicit_program(make_dat
     kwargs = {"gate": gate, **ON}
     with jax.enable_x64(True):
         data = make_data(dtype=np.float64, **sides())
-        draw = {k: jnp.asarray(v, float) for k, v in sites_of(data, **kwargs).items()}
+        draw = {k: jnp.asarray(v, float) for k, v in draw_sites(data, **kwargs).items()}
         collapsed, _ = log_density(mixture_of_personas, (data,), kwargs, draw)
         model = enum(explicit_mixture_of_personas, first_available_dim=-2)
         explicit, _ = enumerated_log_density(model, (data,), kwargs, draw)
@@ -125,7 +112,7 @@ def test_marginal_likelihood_equals_enumeration_of_the_explicit_program(make_dat
 def test_gradients_reach_the_coefficients_and_are_finite(make_data):
     with jax.enable_x64(True):
         data = make_data(dtype=np.float64, **sides())
-        draw = {k: jnp.asarray(v, float) for k, v in sites_of(data, **ON).items()}
+        draw = {k: jnp.asarray(v, float) for k, v in draw_sites(data, **ON).items()}
 
         @jax.jit
         def density(draw):
@@ -143,7 +130,7 @@ def test_gradients_reach_the_coefficients_and_are_finite(make_data):
 def test_a_minibatch_has_the_logits_of_the_whole(make_data):
     data = make_data(num_records=12, leave_out=np.arange(5) == np.arange(12)[:, None] % 5,
                      **sides(12))  # fmt: skip
-    draw = sites_of(data, **ON)
+    draw = draw_sites(data, **ON)
     whole = np.asarray(mixture_at(draw, data, **ON).exemplar_record_logits)
 
     @jax.jit
@@ -164,7 +151,7 @@ def test_a_minibatch_has_the_logits_of_the_whole(make_data):
 
 
 def test_what_is_not_known_of_a_context_is_as_if_the_term_were_not_there(data):
-    draw = sites_of(data, **ON)
+    draw = draw_sites(data, **ON)
     new = data.at_contexts(data.context_embeddings)
     found = np.asarray(mixture_at(draw, new, **ON).exemplar_record_logits)
     without = {**draw, "gate.same_label": 0.0, "gate.same_group": 0.0}
@@ -206,16 +193,16 @@ def test_what_is_not_known_of_a_context_is_as_if_the_term_were_not_there(data):
 )
 def test_a_term_that_tells_no_exemplars_apart_is_absent(make_data, changes, gone):
     data = make_data(**{**sides(), **changes})
-    assert set(SITES) - set(sites_of(data, **ON)) == gone
+    assert set(SITES) - set(draw_sites(data, **ON)) == gone
 
 
 @pytest.mark.parametrize(
     "kwargs", [{"exemplar_context": False}, {"exemplars": False}, {"uniform_gate": True}]
 )
 def test_ablations_of_omega_take_similarity_with_them(data, kwargs):
-    assert set(SITES) <= set(sites_of(data, **ON))
-    assert not set(SITES) & set(sites_of(data, **ON, **kwargs))
-    assert not set(SITES) & set(sites_of(data, similarity=False))
+    assert set(SITES) <= set(draw_sites(data, **ON))
+    assert not set(SITES) & set(draw_sites(data, **ON, **kwargs))
+    assert not set(SITES) & set(draw_sites(data, similarity=False))
 
 
 def test_the_data_identify_the_coefficients(make_data):
@@ -223,18 +210,9 @@ def test_the_data_identify_the_coefficients(make_data):
     with jax.enable_x64(True):
         data = make_data(num_records=40, leave_out=np.zeros((40, 5), bool), dtype=np.float64,
                          **sides(40))  # fmt: skip
-        model = handlers.block(mixture_of_personas, hide=["response", "record"])
         kwargs = {"gate_width": 2, "temperature": False, **ON}
-        draw = {k: jnp.asarray(v, float) for k, v in sites_of(data, **kwargs).items()}
-        assert set(SITES) <= set(draw)
-
-        @jax.jit
-        def log_probs(draw):
-            return handlers.substitute(model, draw)(data, **kwargs).mixing_log_probs.ravel()
-
-        blocks = jax.jit(jax.jacfwd(log_probs))(draw)
-        jacobian = np.concatenate([np.reshape(b, (len(b), -1)) for b in blocks.values()], axis=1)
-    singular = np.linalg.svd(jacobian, compute_uv=False)
+        assert set(SITES) <= set(draw_sites(data, **kwargs))
+        singular = singular_values(data, **kwargs)
     assert (singular > 1e-6 * singular[0]).all()
 
 
@@ -256,7 +234,7 @@ def test_known_coefficients_are_recovered():
     table = rng.normal(-20, 0.5, (num_records, num_personas, num_exemplars))
     kwargs = {"temperature": False, "gate_width": 1, "prior_scale": 0.3, **ON}
     data = full_table_data(log_likelihood=table, **embeddings)
-    draw = {name: np.zeros_like(value) for name, value in sites_of(data, **kwargs).items()}
+    draw = {name: np.zeros_like(value) for name, value in draw_sites(data, **kwargs).items()}
     law = mixture_at({**draw, **true}, data, **kwargs).mixing_distribution
     persona, exemplar = np.asarray(law.sample(jax.random.key(0))).T
     # What the language model says of a response gives its component away.
@@ -298,7 +276,7 @@ def test_nothing_of_the_size_of_all_triples_is_built():
         log_likelihood=rng.normal(-9, 1, pairs),
         **sides(num_records, num_exemplars),
     )
-    draw = sites_of(data, **ON)
+    draw = draw_sites(data, **ON)
     assert set(SITES) <= set(draw)
 
     def density(draw):

