@@ -28,6 +28,8 @@ class Layout:
         place: of its runs and measures, below the folder of a data set and seed.
         steps: of the run that its rows start from.
         definitions: what each row is, by name.
+        is_transfer: whether `--lm` is a second language model, beside the configuration's.
+        has_baselines: whether rows see training records by themselves, past the mixture's masks.
     """
 
     metrics: tuple[str, ...]
@@ -40,6 +42,8 @@ class Layout:
     place: str = ""
     steps: tuple[str, ...] = ("simulate",)
     definitions: Callable[[], Mapping[str, str]] = dict
+    is_transfer: bool = False
+    has_baselines: bool = False
 
 
 _ALIGNMENT = ("fid", "mauve", "kl_cosine")
@@ -55,6 +59,7 @@ def _methods(*metrics: str) -> Layout:
         MAIN,
         "baseline",
         _METHODS_NOTE,
+        has_baselines=True,
     )
 
 
@@ -71,6 +76,7 @@ TABLES = {
         "All responses are written by the language model that the gate is carried over to, with "
         "the personas and exemplars of the first, and prompts of its own form.",
         place="transfer/{language_model}",
+        is_transfer=True,
         definitions=lambda: {
             TRANSFERRED: "fitted to the first language model's scores, and sampled at the "
             "temperatures of that fit",

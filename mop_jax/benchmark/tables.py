@@ -18,8 +18,7 @@ import pandas as pd
 
 from mop_jax import atomic, pipeline, progress
 from mop_jax.benchmark.layouts import TABLES
-from mop_jax.benchmark.responses import Options, Responses, respond
-from mop_jax.benchmark.transfer import respond_transfer
+from mop_jax.benchmark.responses import Options, Responses
 from mop_jax.benchmark.writing import write
 from mop_jax.config import RunConfig
 from mop_jax.errors import DataError
@@ -84,7 +83,7 @@ def make_table(
                 f"There is no {layout.kind} {method!r} in {table}; there are {', '.join(titles)}."
             )
     own, options = language_model, Options(on_step=on_step)
-    if layout.respond is respond_transfer:
+    if layout.is_transfer:
         if language_model is None:
             raise DataError(
                 f"{table} needs the language model to which the gate is carried over; name it with "
@@ -104,7 +103,7 @@ def make_table(
         for source in data:
             for seed in seeds:
                 config = _configured(source, own, seed, num_samples)
-                _refuse(config, seed, seen, baselines=layout.respond is respond)
+                _refuse(config, seed, seen, baselines=layout.has_baselines)
                 if options.language_model == config.language_model.path:
                     raise DataError(
                         f"{config.name}: a transfer needs another language model than the "

@@ -1,8 +1,9 @@
 """Decoding layer by layer, as a CPU wants it.
 
 A step of decoding runs one token a row: it reads every weight for little arithmetic. `lax.scan`
-over stacked layers copies each layer's weights before it uses them, which takes as long as the
-products themselves; one program of all layers takes half a minute to compile. So each layer's
+over stacked layers copies each layer's weights before it uses them, for half as much time again
+(`benchmarks/decoding.py`); one program with all layers one after the other takes half a minute to
+compile. So each layer's
 weights and cache are arrays of their own, laid out for products of few rows, and the host calls one
 small program for every layer, and one for what comes before and after. `Layerwise` is what
 `mop_jax.lm.slots.Whole` is elsewhere.
