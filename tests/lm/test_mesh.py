@@ -67,9 +67,17 @@ LLAMA_3_8B = DecoderConfig(
 
 def environment(num_devices: int, **extra: str) -> dict[str, str]:
     """Of a process with that many CPU devices, which imports this package."""
-    # Most of the time is the compiler's: it need not do its best.
-    flags = (
-        f"--xla_force_host_platform_device_count={num_devices} --xla_backend_optimization_level=0"
+    flags = " ".join(
+        [
+            f"--xla_force_host_platform_device_count={num_devices}",
+            # Most of the time is the compiler's: it need not do its best.
+            "--xla_backend_optimization_level=0",
+            # Devices that share two busy cores wait for one another for longer than forty seconds,
+            # after which XLA would end the process.
+            "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+            "--xla_cpu_collective_timeout_seconds=600",
+        ]
     )
     package = str(Path(mop_jax.__file__).parents[1])
     return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": package, **extra}
