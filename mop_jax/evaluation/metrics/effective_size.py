@@ -19,7 +19,7 @@ import numpy as np
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison, Sample
 from mop_jax.evaluation.metrics.frechet import fid
-from mop_jax.evaluation.metrics.threads import few_threads
+from mop_jax.evaluation.metrics.threads import one_thread
 
 Criterion = Literal["label_shares", "embedding_mean", "fid"]
 
@@ -94,7 +94,7 @@ def effective_sample_size(
         )
     rng = np.random.default_rng([comparison.seed, 5])
     values = np.empty((len(sizes), repeats))
-    with warnings.catch_warnings(), few_threads(comparison):
+    with warnings.catch_warnings(), one_thread():
         # Covariances of few texts are singular, as the curve is meant to show.
         warnings.simplefilter("ignore")
         simulated = error(comparison.simulated)

@@ -12,7 +12,7 @@ import numpy as np
 from mop_jax.errors import DataError
 from mop_jax.evaluation.metrics.comparison import Comparison
 from mop_jax.evaluation.metrics.registry import METRICS, Metric, applicable, evaluate
-from mop_jax.evaluation.metrics.threads import few_threads
+from mop_jax.evaluation.metrics.threads import one_thread
 from mop_jax.evaluation.metrics.uncertainty import (
     Interval,
     interval,
@@ -84,7 +84,7 @@ def report(
                 )
             raise DataError(f"There is no metric {name!r}; there are {', '.join(able)}.")
     found = {}
-    with few_threads(comparison):
+    with one_thread():
         for name in names:
             one = _reported(able[name], comparison, replicates, splits, level, size)
             if one is not None:
@@ -173,9 +173,8 @@ def _by(field: str, metric: Metric, comparison: Comparison) -> dict[str, float |
             continue
 
         def within(indices=indices) -> float:
-            part = comparison.take(indices["real"], indices["simulated"])
-            with few_threads(part):
-                return evaluate(metric, part)
+            with one_thread():
+                return evaluate(metric, comparison.take(indices["real"], indices["simulated"]))
 
         found[kind] = _or_warn(within, what)
     return found
@@ -209,7 +208,7 @@ def values_by_size(
                 for s in (comparison.real, comparison.simulated)
             )
             part = comparison.take(real, simulated, seed=comparison.seed + repeat)
-            with few_threads(part):
+            with one_thread():
                 values.append(quietly(metric, part))
         found[size] = np.array(values)
     return found
@@ -238,7 +237,7 @@ def stable_from(
     """
     fewest = min(len(comparison.real), len(comparison.simulated))
     sizes = [fewest // 2**k for k in range(1, 20) if fewest // 2**k >= 16]
-    with few_threads(comparison):
+    with one_thread():
         if tolerance is None:
             low, high = interval(metric, comparison)
             tolerance = (high - low) / 2
