@@ -25,7 +25,7 @@ LAYERS = (
     {"atomic", "resources", "progress", "interruption", "notes", "registry", "segmentation",
      "distributions.temperature"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
-     "components.proposals", "components.candidates"},
+     "components.proposals", "components.candidates", "survey"},
     {"datasets", "lm"},
     {"likelihoods"},
     {"distributions"},

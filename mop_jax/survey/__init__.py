@@ -1,0 +1,5 @@
+"""Surveys: closed questions, answered by groups of people, with weights and margins."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

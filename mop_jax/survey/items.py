@@ -1,0 +1,110 @@
+"""What was answered, counted: one item for each cell of respondents and each question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from mop_jax.errors import DataError
+from mop_jax.survey.questions import Question, option_mask
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Answers counted by cell and question: N items, padded to M options.
+
+    A cell is a combination of covariates, such as gender, age and education; an item is what a
+    cell's people answered to one question. Individuals who share a cell need one prompt.
+
+    Attributes:
+        questions: Q questions.
+        cells: the covariates, one row a cell and one column a covariate, texts.
+        cell: which cell an item is of, int [N].
+        question: which question, int [N].
+        counts: people who chose each option, weighted where they have weights (of mean one over
+            the survey), float64 [N, M]; zero at places that hold no option of the question.
+        people: how many people answered, unweighted, float64 [N].
+    """
+
+    questions: tuple[Question, ...]
+    cells: pd.DataFrame
+    cell: np.ndarray
+    question: np.ndarray
+    counts: np.ndarray
+    people: np.ndarray
+
+    def __post_init__(self) -> None:
+        """Checks shapes and counts."""
+        num_items = len(self.cell)
+        most = option_mask(self.questions).shape[1]
+        shapes = {
+            "question": (self.question, (num_items,)),
+            "counts": (self.counts, (num_items, most)),
+            "people": (self.people, (num_items,)),
+        }
+        for name, (array, shape) in shapes.items():
+            if np.shape(array) != shape:
+                raise DataError(f"{name} has shape {np.shape(array)}; it must be {shape}.")
+        if not np.isfinite(self.counts).all() or (self.counts < 0).any():
+            raise DataError("counts must be finite, and zero or more.")
+        if (self.counts[~self.mask] > 0).any():
+            item = int(np.argmax(((self.counts > 0) & ~self.mask).any(1)))
+            question = self.questions[self.question[item]]
+            raise DataError(
+                f"Item {item} counts answers behind the {question.num_options} options of question "
+                f"{question.id}."
+            )
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.cell)
+
+    @property
+    def covariates(self) -> list[str]:
+        """Names of the cells' columns."""
+        return list(self.cells.columns)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """Which places hold an option of the item's question, bool [N, M]."""
+        return option_mask(self.questions)[self.question]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Shares of the options, float64 [N, M]; NaN for an item that nobody answered."""
+        total = self.counts.sum(1, keepdims=True)
+        return np.divide(self.counts, total, out=np.full_like(self.counts, np.nan), where=total > 0)
+
+    def take(self, index: np.ndarray | Sequence[int]) -> Items:
+        """The items `index` (integers, or booleans [N]); cells and questions stay as they are."""
+        index = np.asarray(index)
+        return replace(
+            self,
+            cell=self.cell[index],
+            question=self.question[index],
+            counts=self.counts[index],
+            people=self.people[index],
+        )
+
+    def split_cells(self, test_share: float, seed: int) -> tuple[Items, Items]:
+        """Training items, and those of a share of the cells that training does not see."""
+        present = np.unique(self.cell)
+        num_test = round(test_share * len(present))
+        if not 0 < num_test < len(present):
+            raise DataError(
+                f"A share of {test_share:g} of {len(present)} cells leaves none on one side."
+            )
+        held_out = np.random.default_rng([seed, 11]).permutation(present)[:num_test]
+        test = np.isin(self.cell, held_out)
+        return self.take(~test), self.take(test)
+
+    def split_question(self, question: str) -> tuple[Items, Items]:
+        """Items of all other questions, and those of one."""
+        ids = [q.id for q in self.questions]
+        if question not in ids:
+            raise DataError(f"There is no question {question!r}; there are {', '.join(ids)}.")
+        test = self.question == ids.index(question)
+        return self.take(~test), self.take(test)
