@@ -22,7 +22,7 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.provenance import Identity, code_hash, identity_of, shipped
 from mop_jax.inference.svi import latent_sites
-from mop_jax.models import FeatureMap, FeatureMaps, MixtureData, SimilarityMap
+from mop_jax.models import Choices, FeatureMap, FeatureMaps, MixtureData, SimilarityMap
 
 _FORMAT = "mop-jax posterior 2"
 # Without the model's identity, the draws' origin and nested parameters; such files still open.
@@ -86,6 +86,8 @@ def load_posterior(
     similarity = None
     if compared:  # files of earlier versions have none
         similarity = SimilarityMap(*(compared.get(name) for name in SimilarityMap._fields))
+    answered = group("choices/")
+    choices = Choices(**answered, groups=group("choice_group/")) if answered else None
     outline, samples = header.get("params"), group("samples/")
     saved_kwargs, found = header["model_kwargs"], _model(path, header["model"], model)
     if found is models.mixture_of_personas and "gate.context_kernel" in samples:
@@ -95,7 +97,7 @@ def load_posterior(
         samples,
         found,
         _decode_kwargs(path, saved_kwargs, model_kwargs or {}),
-        MixtureData(**arrays, feature_maps=feature_maps, similarity=similarity),
+        MixtureData(**arrays, feature_maps=feature_maps, similarity=similarity, choices=choices),
         group("params/") if outline is None else _filled(outline, tensors),
         tensors["losses"],
         header.get("sampler", ""),
@@ -172,7 +174,7 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in posterior.samples.items():
         yield f"samples/{name}", value
     for name, value in posterior.data._asdict().items():
-        if name not in ("feature_maps", "similarity") and value is not None:
+        if name not in ("feature_maps", "similarity", "choices") and value is not None:
             yield f"data/{name}", value
     for kind, feature_map in posterior.data.feature_maps._asdict().items():
         yield f"feature_map/{kind}/mean", feature_map.mean
@@ -181,6 +183,12 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
         for name, value in posterior.data.similarity._asdict().items():
             if value is not None:
                 yield f"similarity/{name}", value
+    if posterior.data.choices is not None:
+        for name, value in posterior.data.choices._asdict().items():
+            if name != "groups":
+                yield f"choices/{name}", value
+        for name, value in posterior.data.choices.groups.items():
+            yield f"choice_group/{name}", value
     yield "losses", posterior.losses
 
 

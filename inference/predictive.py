@@ -19,7 +19,7 @@ def log_likelihood_draws(
     """Log p(y_i | x_i, θ_s) in nats, [S, N]."""
 
     def log_prob(mixture: PersonaMixture, data: MixtureData) -> jax.Array:
-        return mixture.log_prob(data.log_likelihood)
+        return mixture.log_prob(data.observed)
 
     return map_draws(posterior, data, log_prob, chunk_size=chunk_size)
 
@@ -64,7 +64,7 @@ def responsibilities(
     """
 
     def candidate(mixture: PersonaMixture, data: MixtureData) -> jax.Array:
-        return mixture.responsibilities(data.log_likelihood)
+        return mixture.responsibilities(data.observed)
 
     return np.asarray(map_draws(posterior, data, candidate, chunk_size=chunk_size).mean(0))
 

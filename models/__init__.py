@@ -1,7 +1,9 @@
 """NumPyro models and gates: arrays in, posterior out; no language model in sight."""
 
 from mop_jax.models.bilinear_gate import Gate, bilinear_gate
-from mop_jax.models.data import MixtureData, full_table_data, mixture_data
+from mop_jax.models.choice import mixture_of_choices
+from mop_jax.models.choice_data import Choices
+from mop_jax.models.data import MixtureData, choice_data, full_table_data, mixture_data
 from mop_jax.models.explicit import explicit_mixture_of_personas
 from mop_jax.models.feature_maps import FeatureMap, FeatureMaps, fit_feature_maps
 from mop_jax.models.gate_logits import GateLogits
@@ -18,6 +20,7 @@ from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
 
 __all__ = [
     "GATES",
+    "Choices",
     "FeatureMap",
     "FeatureMaps",
     "Gate",
@@ -26,6 +29,7 @@ __all__ = [
     "SimilarityMap",
     "add_similarity",
     "bilinear_gate",
+    "choice_data",
     "explicit_mixture_of_personas",
     "find_gate",
     "fit_feature_maps",
@@ -33,6 +37,7 @@ __all__ = [
     "full_table_data",
     "linear_gate",
     "mixture_data",
+    "mixture_of_choices",
     "mixture_of_personas",
     "module_gate",
     "uniform_gate_logits",

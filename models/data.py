@@ -9,7 +9,7 @@ contexts are compared with exemplars by.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mop_jax.errors import DataError
+from mop_jax.models.choice_data import Choices, make_choices
 from mop_jax.models.feature_maps import FeatureMaps, fit_feature_maps
 from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
 
@@ -56,6 +57,12 @@ class MixtureData(NamedTuple):
     labels: Array | None = None  # int32 [N], code of each record's label; −1 if not known
     groups: Array | None = None  # int32 [N], code of each record's group; −1 if not known
     similarity: SimilarityMap | None = None
+    choices: Choices | None = None  # closed answers; `log_likelihood` is zero then
+
+    @property
+    def observed(self) -> Array:
+        """What the model's site `response` observes: the table [N, C, G], or counts [N, M]."""
+        return self.log_likelihood if self.choices is None else self.choices.counts
 
     @property
     def num_records(self) -> int:
@@ -77,7 +84,10 @@ class MixtureData(NamedTuple):
         per_record = {name: getattr(self, name) for name in _present(self)}
         if isinstance(index, jax.Array):  # NumPy cannot be indexed by a traced array
             per_record = {name: jnp.asarray(values) for name, values in per_record.items()}
-        return self._replace(**{name: values[index] for name, values in per_record.items()})
+        taken = {name: values[index] for name, values in per_record.items()}
+        if self.choices is not None:
+            taken["choices"] = self.choices.take(index)
+        return self._replace(**taken)
 
     def at_contexts(
         self,
@@ -109,6 +119,7 @@ class MixtureData(NamedTuple):
             exemplar_index=np.zeros((num_records, 1), np.int32),
             log_weight=np.zeros((num_records, 1), np.float32),
             log_likelihood=np.zeros((num_records, 1, len(self.temperature_grid)), np.float32),
+            choices=None if self.choices is None else self.choices.unknown(num_records),
             **codes,
         )
 
@@ -128,6 +139,9 @@ def concatenated(parts: Sequence[MixtureData]) -> MixtureData:
         name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
         for name in _present(parts[0])
     }
+    choices = [part.choices for part in parts if part.choices is not None]
+    if choices:
+        per_record["choices"] = jax.tree.map(lambda *each: np.concatenate(each), *choices)
     return parts[0]._replace(**per_record)
 
 
@@ -284,6 +298,51 @@ def full_table_data(*, log_likelihood: Array, **arrays: Any) -> MixtureData:
         log_weight=np.zeros(pairs),
         **arrays,
     )
+
+
+def choice_data(
+    *,
+    option_log_likelihood: Array,
+    counts: Array,
+    question: Array,
+    option_mask: Array | None = None,
+    option_offset: Array | None = None,
+    num_questions: int | None = None,
+    member_of: Mapping[str, Array] | None = None,
+    num_levels: Mapping[str, int] | None = None,
+    dtype: Any = np.float32,
+    **arrays: Any,
+) -> MixtureData:
+    """`mixture_data` of closed answers: one record an item, such as a cell's to a question.
+
+    Args:
+        option_log_likelihood: nats of each option's text after each candidate, [N, C, M].
+        counts: people who chose each option, [N, M]; weighted ones are fractions.
+        question: which question an item is of, integers [N].
+        option_mask: which places hold an option, bool [N, M]; all by default.
+        option_offset: nats that are known to belong to an option, [N, M]; zeros by default.
+        num_questions: Q, those of held-out items included.
+        member_of: codes of each grouping's levels by its name, integers [N]; −1 for a level unseen.
+        num_levels: how many levels each grouping has, those of held-out items included.
+        dtype: floating-point type of the arrays made.
+        **arrays: the other arguments of `mixture_data`, the candidates among them.
+
+    Raises:
+        DataError: naming the array that is at fault.
+    """
+    choices = make_choices(
+        option_log_likelihood=option_log_likelihood,
+        counts=counts,
+        question=question,
+        option_mask=option_mask,
+        option_offset=option_offset,
+        num_questions=num_questions,
+        groups=member_of,
+        num_levels=num_levels,
+        dtype=dtype,
+    )
+    table = np.zeros(choices.option_log_likelihood.shape[:2], dtype)
+    return mixture_data(log_likelihood=table, dtype=dtype, **arrays)._replace(choices=choices)
 
 
 def _finite(name: str, values: Array, dtype: Any, ndim: int) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""The mixture of personas for closed answers as a NumPyro program.
+
+It has the gate, the temperatures and the return value of `mixture_of_personas`, so that the same
+inference, predictions, files and exports serve it; what is observed are counts of chosen options.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from flax import nnx
+
+from mop_jax.distributions import ChoiceCounts
+from mop_jax.errors import DataError
+from mop_jax.models.data import MixtureData
+from mop_jax.models.gates import (
+    GateFunction,
+    GateModel,
+    add_similarity,
+    find_gate,
+    uniform_gate_logits,
+)
+
+
+def mixture_of_choices(
+    data: MixtureData,
+    *,
+    gate: str | GateModel | type[nnx.Module] = "linear",
+    gate_width: int = 8,
+    prior_scale: float = 1.0,
+    temperature: bool = True,
+    temperature_prior_scale: float = 0.5,
+    temperature_spread: float = 0.25,
+    exemplar_context: bool = True,
+    exemplars: bool = True,
+    uniform_gate: bool = False,
+    similarity: bool = False,
+    similarity_prior_scale: float = 1.0,
+    group_effects: bool = True,
+    group_scale: float = 1.0,
+    option_bias: bool = True,
+    option_bias_scale: float = 1.0,
+    dispersion: bool = True,
+    concentration: float = 50.0,
+    concentration_spread: float = 1.5,
+    subsample_size: int | None = None,
+) -> ChoiceCounts:
+    """The contextual mixture of closed answers, with partially pooled groups:
+
+        π(x), Ω(x) = gate(x; θ)                                          sites gate.*
+        log π_k += Σ_g σ_g α_g[level of x, k],   α ~ Normal(0, 1)        sites group_effect.*
+        σ_g ~ HalfNormal(group_scale)                                    sites group_scale.*
+        μ ~ Normal(0, temperature_prior_scale²)                          site mean_log_temperature
+        log τ_k ~ Normal(μ, temperature_spread²)                         site log_temperature
+        b_qm = σ_b β_qm,   β ~ Normal(0, 1)                              site option_bias
+        σ_b ~ HalfNormal(option_bias_scale)                              site option_bias_scale
+        log φ_q ~ Normal(log concentration, concentration_spread²)       site log_concentration
+        counts_i ~ ChoiceCounts(π(x_i), Ω(x_i), τ, b_q(i), φ_q(i))       site response
+
+    α and β are standardised: times their scale they are logits. A group or a question that no
+    training item is in keeps its prior, with the scale that the others taught: predictions for it
+    are as uncertain as that. b is what people's answers have beyond the language model's own
+    preference for an option's words (contextual calibration, Zhao et al. 2021, learned).
+
+    Args:
+        data: items with `choices`.
+        gate: see `mixture_of_personas`, also for the arguments up to `similarity_prior_scale`.
+        gate_width: see there.
+        prior_scale: see there.
+        temperature: whether τ is learned; it divides whole options' log-probabilities.
+        temperature_prior_scale: see there; wider, as options are few and language models sure.
+        temperature_spread: see there.
+        exemplar_context: see there.
+        exemplars: see there.
+        uniform_gate: whether to do without the gate; groups act all the same.
+        similarity: see there.
+        similarity_prior_scale: see there.
+        group_effects: whether groups prefer personas of their own.
+        group_scale: prior scale of the groups' standard deviations, in logits of π.
+        option_bias: whether b is learned.
+        option_bias_scale: prior scale of its standard deviation, nats.
+        dispersion: whether cells differ by more than sampling error (see `ChoiceCounts`).
+        concentration: prior median of φ, people.
+        concentration_spread: prior standard deviation of log φ.
+        subsample_size: items per step; all by default.
+
+    Returns:
+        The distribution of the counts of the items used.
+
+    Raises:
+        DataError: if the data hold no closed answers.
+    """
+    if data.choices is None:
+        raise DataError(
+            "mixture_of_choices is a model of closed answers, and the data hold none; build them "
+            "with choice_data."
+        )
+    dtype = data.choices.option_log_likelihood.dtype
+    num_options, num_questions = data.choices.counts.shape[-1], data.choices.question.shape[-1]
+    log_temperature = jnp.zeros(data.num_personas, dtype)
+    if temperature:
+        mean = numpyro.sample("mean_log_temperature", dist.Normal(0.0, temperature_prior_scale))
+        with numpyro.plate("persona", data.num_personas):
+            log_temperature = numpyro.sample(
+                "log_temperature", dist.Normal(mean, temperature_spread)
+            )
+
+    logits_of: GateFunction = uniform_gate_logits
+    if not uniform_gate:
+        logits_of = find_gate(gate)(
+            data,
+            width=gate_width,
+            prior_scale=prior_scale,
+            exemplar_context=exemplar_context,
+            exemplars=exemplars,
+        )
+        if similarity and exemplars and exemplar_context:
+            logits_of = add_similarity(logits_of, data, prior_scale=similarity_prior_scale)
+    effects = {}
+    if group_effects:
+        for name, design in data.choices.groups.items():
+            effects[name] = _group_effect(name, design.shape[-1], data.num_personas, group_scale)
+    bias = jnp.zeros((num_questions, num_options), dtype)
+    if option_bias:
+        scale = numpyro.sample("option_bias_scale", dist.HalfNormal(option_bias_scale))
+        bias = scale * _standard("option_bias", ("question", "option"), bias.shape)
+    log_concentration = None
+    if dispersion:
+        with numpyro.plate("question", num_questions):
+            log_concentration = numpyro.sample(
+                "log_concentration", dist.Normal(jnp.log(concentration), concentration_spread)
+            )
+
+    with numpyro.plate("record", data.num_records, subsample_size=subsample_size) as index:
+        batch = data if subsample_size is None else data.take(index)
+        choices = batch.choices
+        assert choices is not None
+        logits = logits_of(batch)
+        persona = logits.persona
+        for name, effect in effects.items():
+            persona = persona + choices.groups[name] @ effect
+        answers = ChoiceCounts(
+            persona,
+            logits.exemplar_record,
+            logits.exemplar_persona,
+            log_temperature,
+            batch.persona_index,
+            batch.exemplar_index,
+            batch.log_weight,
+            choices.option_log_likelihood,
+            choices.option_offset + choices.question @ bias,
+            total_count=jnp.round(choices.counts.sum(-1)),
+            concentration=(
+                None if log_concentration is None else jnp.exp(choices.question @ log_concentration)
+            ),
+        )
+        with numpyro.handlers.scale(scale=batch.weights):
+            numpyro.sample("response", answers, obs=choices.counts)
+    return answers
+
+
+def _group_effect(name: str, num_levels: int, num_personas: int, group_scale: float) -> jax.Array:
+    """Logits that the levels of a grouping add to the personas, [L + 1, K], partially pooled."""
+    scale = numpyro.sample(f"group_scale.{name}", dist.HalfNormal(group_scale))
+    shape = (num_levels, num_personas)
+    return scale * _standard(f"group_effect.{name}", (f"{name}_level", "persona"), shape)
+
+
+def _standard(name: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
+    """A site of independent standard normals with named dimensions."""
+    return numpyro.sample(
+        name,
+        dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape)),
+        infer={"event_dims": list(dims)},
+    )
