@@ -1,0 +1,222 @@
+"""From items and components to the table of options: what the language model says of each answer.
+
+A prompt is persona, exemplar, question and options in one of their orders, and the person who
+answers; every option's whole text is scored behind it. Prompts are cut where they begin to differ,
+so that a question is run once for all persons, and a person once for all options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import log_softmax, logsumexp
+
+from mop_jax.errors import DataError
+from mop_jax.likelihoods.scoring import score_missing
+from mop_jax.likelihoods.store import LikelihoodStore
+from mop_jax.lm.base import ScoringModel
+from mop_jax.prompts import Prompt, PromptBuilder
+from mop_jax.survey.items import Items
+from mop_jax.survey.wording import Wording, option_orders
+
+
+@dataclass(frozen=True, eq=False)
+class OptionTable:
+    """Log-likelihoods of options after prompts: N items, C candidates each.
+
+    A candidate is a component with one of the orders in which options are shown: orders share a
+    component's weight equally, so that they are averaged in probability at any temperature.
+
+    Attributes:
+        log_likelihood: ℓ, nats of the whole option and its end at τ = 1, float64 [N, C, M]; zero
+            where a question has no option.
+        persona_index: int32 [N, C].
+        exemplar_index: int32 [N, C].
+        order_index: which order of the question's, int32 [N, C].
+        log_weight: −log R, R the question's orders; −∞ for padding, [N, C].
+        mask: which places hold an option, bool [N, M].
+    """
+
+    log_likelihood: np.ndarray
+    persona_index: np.ndarray
+    exemplar_index: np.ndarray
+    order_index: np.ndarray
+    log_weight: np.ndarray
+    mask: np.ndarray
+
+    @property
+    def log_mass(self) -> np.ndarray:
+        """Log-probability of all options together under each candidate, [N, C], at most 0.
+
+        What is missing to 0 went to texts that are no option: a model that does not take the
+        question as a closed one says so here.
+        """
+        masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
+        return logsumexp(masked, axis=-1)
+
+    def probs(self) -> np.ndarray:
+        """Options' probabilities under each candidate at τ = 1, [N, C, M]."""
+        masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
+        return np.exp(log_softmax(masked, axis=-1))
+
+    def order_effect(self) -> tuple[float, float]:
+        """Total variation that an order makes: of one order from the mean over them.
+
+        Returns:
+            Its mean over items and components for single orders, and what is expected to be left
+            of it in the mean over R random orders, 1/√R of that.
+        """
+        probs = self.probs()
+        distances, numbers = [], []
+        for n in range(len(probs)):
+            used = self.log_weight[n] > -np.inf
+            pairs = np.stack([self.persona_index[n], self.exemplar_index[n]], 1)[used]
+            for pair in np.unique(pairs, axis=0):
+                own = probs[n][used][(pairs == pair).all(1)]
+                if len(own) > 1:
+                    # Unbiased for a mean over all orders: the mean over R leans on each of them.
+                    unbias = np.sqrt(len(own) / (len(own) - 1))
+                    distances.append(unbias * abs(own - own.mean(0)).sum(1).mean() / 2)
+                    numbers.append(len(own))
+        if not distances:
+            return float("nan"), float("nan")
+        found = np.asarray(distances)
+        return float(found.mean()), float((found / np.sqrt(numbers)).mean())
+
+
+def score_options(
+    items: Items,
+    personas: Sequence[str],
+    exemplars: Sequence[tuple[str, str] | None],
+    prompts: PromptBuilder,
+    store: LikelihoodStore,
+    language_model: ScoringModel,
+    *,
+    wording: Wording | None = None,
+    num_orders: int = 2,
+    seed: int = 0,
+    components: np.ndarray | None = None,
+    description: str = "Scoring options",
+) -> OptionTable:
+    """Scores every option of every item after each component's prompt, in several orders.
+
+    Args:
+        items: N items; only their cells and questions count.
+        personas: K texts.
+        exemplars: J (context, response) texts; None where no exemplar is shown.
+        prompts: builds prompts for the language model.
+        store: where scores are looked up and filed; its grid must be τ = 1 alone.
+        language_model: scores what the store lacks.
+        wording: how items are put.
+        num_orders: R; see `option_orders`.
+        seed: of the orders.
+        components: (persona, exemplar) pairs of each item, integers [N, B, 2]; all by default.
+        description: of the progress bar.
+
+    Raises:
+        DataError: if an option is another one's beginning with its end, or a prompt does not fit
+            into the context window.
+    """
+    wording = wording or Wording()
+    if len(store.grid.multiples) != 1 or store.grid.unit_index != 0:
+        raise DataError("Options are scored at τ = 1; give a store of that temperature alone.")
+    if components is None:
+        pairs = np.stack(np.divmod(np.arange(len(personas) * len(exemplars)), len(exemplars)), 1)
+        components = np.broadcast_to(pairs, (len(items), *pairs.shape))
+    responses = _responses(items, prompts)
+    orders = [option_orders(question, num_orders, seed) for question in items.questions]
+    cells = items.cells.astype(str)
+    people = [wording.describe(dict(zip(cells, row))) for row in cells.to_numpy()]
+
+    most = max(len(orders[q]) for q in items.question) if len(items) else 1
+    shape = (len(items), components.shape[1] * most)
+    persona, exemplar = (np.repeat(components[..., s], most, axis=1) for s in (0, 1))
+    order = np.broadcast_to(np.tile(np.arange(most), components.shape[1]), shape)
+    numbers = np.asarray([len(orders[q]) for q in items.question])[:, None]
+    used = order < numbers
+    asked: list[Prompt] = []
+    for n, c in zip(*np.nonzero(used), strict=True):
+        q, i = items.question[n], items.cell[n]
+        context = wording.ask(items.questions[q], people[i], orders[q][order[n, c]])
+        asked.append(prompts.component(personas[persona[n, c]], exemplars[exemplar[n, c]], context))
+    groups = list(
+        zip(
+            persona[used].tolist(),
+            exemplar[used].tolist(),
+            order[used].tolist(),
+            np.broadcast_to(items.question[:, None], shape)[used].tolist(),
+            strict=True,
+        )
+    )
+    shared = share_beginnings(asked, groups)
+    each = [responses[q] for *_, q in groups]
+    names = np.broadcast_to(np.arange(len(items))[:, None], shape)[used]
+    scores = score_missing(
+        store,
+        language_model,
+        [prompt for prompt, options in zip(shared, each, strict=True) for _ in options],
+        [ids for options in each for ids in options],
+        names=[_name(items, n) for n, o in zip(names, each, strict=True) for _ in o],
+        description=description,
+    )[:, 0]
+    mask = items.mask
+    table = np.zeros((*shape, mask.shape[1]))
+    table[used[..., None] & mask[:, None]] = scores
+    weight = np.where(used, -np.log(numbers), -np.inf)
+    return OptionTable(
+        table,
+        persona.astype(np.int32),
+        exemplar.astype(np.int32),
+        order.astype(np.int32),
+        weight,
+        mask,
+    )
+
+
+def share_beginnings(prompts: Sequence[Prompt], groups: Sequence[tuple]) -> list[Prompt]:
+    """The same prompts, cut so that what they share is run once.
+
+    Prompts of a group, which share all but their end, are cut where they begin to differ; and all
+    of them before their last token, which is the request that every option follows.
+    """
+    members: dict[tuple, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group, []).append(index)
+    found: list[Prompt] = list(prompts)
+    for indices in members.values():
+        requests = [prompts[i].request for i in indices]
+        least, greatest = min(requests), max(requests)
+        # The common beginning of all is that of the first and the last in order.
+        same = (a != b for a, b in zip(least, greatest, strict=False))
+        common = next((n for n, differs in enumerate(same) if differs), len(least))
+        common = min(common, min(map(len, requests)) - 1)
+        for i in indices:
+            request = prompts[i].request
+            segments = (*prompts[i].prefix, request[:common], request[common:-1])
+            found[i] = Prompt(tuple(s for s in segments if s), request[-1:])
+    return found
+
+
+def _responses(items: Items, prompts: PromptBuilder) -> list[list[tuple[int, ...]]]:
+    """Scored ids of every question's options.
+
+    Raises:
+        DataError: if two options have the same ids.
+    """
+    found = []
+    for question in items.questions:
+        options = [prompts.response(option) for option in question.options]
+        if len(set(options)) < len(options):
+            raise DataError(
+                f"Question {question.id} has two options that the language model's tokenizer does "
+                f"not tell apart: {', '.join(map(repr, question.options))}."
+            )
+        found.append(options)
+    return found
+
+
+def _name(items: Items, item: int) -> str:
+    cell = ", ".join(map(str, items.cells.iloc[items.cell[item]]))
+    return f"{items.questions[items.question[item]].id} of {cell}"

@@ -1,0 +1,97 @@
+"""Real answers that prompts show: who they are of, and which items must not see them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from mop_jax.errors import DataError
+from mop_jax.survey.items import Items
+from mop_jax.survey.wording import Wording
+
+
+def draw_exemplars(
+    items: Items, num_exemplars: int, wording: Wording, *, seed: int = 0
+) -> pd.DataFrame:
+    """Draws J answers: people at random, their options as they chose, in turns of the questions.
+
+    No two are of the same cell and question. With a table of counts an exemplar is one of the
+    people counted; with individuals, count only those whose respondents are not shown.
+
+    Args:
+        items: training items.
+        num_exemplars: J.
+        wording: how items are put.
+        seed: of the draw.
+
+    Returns:
+        A row for each: `cell`, `question`, `option` (indices), `context` and `response` (texts).
+
+    Raises:
+        DataError: if fewer than J items were answered.
+    """
+    answered = np.flatnonzero(items.counts.sum(1) > 0)
+    if len(answered) < num_exemplars:
+        raise DataError(
+            f"{num_exemplars} exemplars were asked for, and only {len(answered)} items (cells × "
+            "questions) were answered; ask for fewer."
+        )
+    rng = np.random.default_rng([seed, 31])
+    # People at random: a cell is as likely as it has people (Efraimidis and Spirakis 2006).
+    keys = np.log(rng.random(len(answered))) / items.counts[answered].sum(1)
+    order = answered[np.argsort(-keys)]
+    # In turns of the questions, so that none goes without.
+    turn = pd.Series(items.question[order]).groupby(items.question[order]).cumcount().to_numpy()
+    chosen = order[np.argsort(turn, kind="stable")][:num_exemplars]
+    rows = []
+    for item in chosen:
+        cell, number = int(items.cell[item]), int(items.question[item])
+        question = items.questions[number]
+        option = int(rng.choice(items.counts.shape[1], p=items.shares[item]))
+        person = wording.describe(covariates_of(items, cell))
+        rows.append((cell, number, option, wording.ask(question, person), question.options[option]))
+    return pd.DataFrame(rows, columns=["cell", "question", "option", "context", "response"])
+
+
+def covariates_of(items: Items, cell: int) -> dict[str, str]:
+    """A cell's covariates by their names."""
+    return {name: str(items.cells[name].iloc[cell]) for name in items.covariates}
+
+
+def choose_components(
+    leave_out: np.ndarray, num_personas: int, num_components: int, *, seed: int = 0
+) -> np.ndarray:
+    """Which components are scored for each item: int [N, B, 2] of (persona, exemplar).
+
+    All of them where there are no more than `num_components`; else every persona equally often,
+    with exemplars drawn without replacement among those that the item may see. Nothing of the
+    answers is looked at, so that the mixture over these is a predictive distribution.
+
+    Args:
+        leave_out: True where exemplar j must not serve item n, bool [N, J].
+        num_personas: K.
+        num_components: B; a multiple of K is best.
+        seed: of the draws.
+
+    Raises:
+        DataError: if an item may see no exemplar.
+    """
+    num_items, num_exemplars = leave_out.shape
+    if leave_out.all(1).any():
+        raise DataError(
+            f"Item {int(np.argmax(leave_out.all(1)))} may see no exemplar: all are of its own "
+            "cell; ask for more exemplars."
+        )
+    if num_components >= num_personas * num_exemplars:
+        pairs = np.stack(np.divmod(np.arange(num_personas * num_exemplars), num_exemplars), 1)
+        return np.broadcast_to(pairs, (num_items, *pairs.shape))
+    rng = np.random.default_rng([seed, 32])
+    found = np.empty((num_items, num_components, 2), np.int64)
+    for n in range(num_items):
+        allowed = rng.permutation(np.flatnonzero(~leave_out[n]))
+        place = np.arange(num_components)
+        # Both in turns; shifted by one whenever the turns would begin anew with the same pair.
+        shift = place // np.lcm(num_personas, len(allowed))
+        found[n, :, 0] = rng.permutation(num_personas)[place % num_personas]
+        found[n, :, 1] = allowed[(place + shift) % len(allowed)]
+    return found
