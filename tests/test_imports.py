@@ -23,7 +23,7 @@ FOLDERS = {"mop_jax": ROOT / "mop_jax", "mop_jax.models": ROOT / "models",
 LAYERS = (
     {"errors"},
     {"atomic", "resources", "progress", "interruption", "notes", "registry", "segmentation",
-     "distributions.temperature"},
+     "yaml_reader", "distributions.temperature"},
     {"population", "prompts", "encoder", "components.descriptions", "components.exemplars",
      "components.proposals", "components.candidates", "survey"},
     {"datasets", "lm"},
