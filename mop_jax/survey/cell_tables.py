@@ -84,12 +84,12 @@ def items_from_cells(
         chosen = _options(found, option, book, of_row)
         _refuse_duplicates(found, item, chosen, option)
         if share is not None and n is not None:
-            shares = _numbers(found, share, "share")
+            shares = numbers_of(found, share, "share")
             people = _people(found, n, item, len(present))
             shares = shares / _sums(found, shares, item, share)[item]
             counts = shares * people[item]
         else:
-            counts = _numbers(found, count or "", "count")
+            counts = numbers_of(found, count or "", "count")
         table_of_counts = np.zeros((len(present), option_mask(book.questions).shape[1]))
         valid = chosen >= 0
         np.add.at(table_of_counts, (item[valid], chosen[valid]), counts[valid])
@@ -140,19 +140,24 @@ def _options(table: Table, column: str, book: Codebook, of_row: np.ndarray) -> n
 
 
 def _refuse_duplicates(table: Table, item: np.ndarray, option: np.ndarray, column: str) -> None:
-    # Several answers may count as missing.
-    given = pd.DataFrame({"item": item, "option": option})[option >= 0]
-    twice = given.duplicated()
-    if twice.any():
-        at = twice.idxmax()
-        first = given.index[(given == given.loc[at]).all(axis=1)][0]
-        raise DataError(
-            f"Rows {table.rows[first]} and {table.rows[at]} are of the same cell, question and "
-            f"option ({table.texts(column)[at]}); accepted is one."
-        )
+    first: dict[tuple[int, int], int] = {}
+    pairs = zip(item.tolist(), option.tolist(), table.rows, strict=True)
+    for at, (of_item, of_option, row) in enumerate(pairs):
+        # Several answers may count as missing.
+        where = row if of_option < 0 else first.setdefault((of_item, of_option), row)
+        if where != row:
+            raise DataError(
+                f"Rows {where} and {row} are of the same cell, question and option "
+                f"({table.texts(column)[at]}); accepted is one."
+            )
 
 
-def _numbers(table: Table, column: str, kind: str) -> np.ndarray:
+def numbers_of(table: Table, column: str, kind: str) -> np.ndarray:
+    """A column of numbers of zero or more.
+
+    Raises:
+        DataError: if one is missing, negative or no number; names its row and what it is.
+    """
     try:
         numbers, _ = weights_of(table.texts(column), table.rows, column)
     except DataError as error:
@@ -164,7 +169,7 @@ def _numbers(table: Table, column: str, kind: str) -> np.ndarray:
 
 def _people(table: Table, column: str, item: np.ndarray, num_items: int) -> np.ndarray:
     """How many answered each item, of which every row says the same."""
-    numbers = _numbers(table, column, "number of people")
+    numbers = numbers_of(table, column, "number of people")
     people = np.full(num_items, -1.0)
     people[item] = numbers
     wrong = numbers != people[item]
