@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from mop_jax.config.sections import Section
+from mop_jax.config.validation import explain, place_of
 
 Text = Annotated[str, Field(min_length=1)]
-# Codes and options are often numbers; as texts they are what the file says.
-Answer = Annotated[str | int | float, Field(union_mode="left_to_right")]
+# Codes and options are often numbers. True and false are none: as which words they were meant, is
+# unknown.
+Answer = str | StrictInt | StrictFloat
 
 
 class QuestionConfig(Section):
@@ -25,8 +34,8 @@ class QuestionConfig(Section):
     text: str | None = None
     options: list[Answer] | None = None
     ordered: bool = False
-    missing: list[Answer] = []
-    recode: dict[str, Answer | None] = {}
+    missing: list[Answer] = Field(default_factory=list)
+    recode: dict[str, Answer | None] = Field(default_factory=dict)
 
 
 class SurveyConfig(Section):
@@ -57,7 +66,7 @@ class SurveyConfig(Section):
     share: str | None = None
     n: str | None = None
     count: str | None = None
-    missing: list[Answer] = []
+    missing: list[Answer] = Field(default_factory=list)
     covariate_missing: Literal["refuse", "keep", "drop"] = "refuse"
     history: int = Field(0, ge=0)
     separator: str | None = None
@@ -73,14 +82,17 @@ class SurveyConfig(Section):
             raise ValueError(f"{twice[0]!r} is named twice; once is enough")
         return names
 
-    @field_validator("questions")
+    @field_validator("questions", mode="before")
     @classmethod
-    def _have_ids_of_their_own(cls, questions: Any) -> Any:
-        if isinstance(questions, list):
-            ids = [question.id for question in questions]
-            twice = [name for name in ids if ids.count(name) > 1]
-            if twice:
-                raise ValueError(f"question {twice[0]} is there twice; ids must differ")
+    def _are_questions(cls, given: Any) -> Any:
+        """Checks a list by itself: what is wrong with it is no matter of a path."""
+        if not isinstance(given, list):
+            return given
+        questions = [_question(at, values) for at, values in enumerate(given, start=1)]
+        ids = [question.id for question in questions]
+        twice = [name for name in ids if ids.count(name) > 1]
+        if twice:
+            raise ValueError(f"question {twice[0]} is there twice; ids must differ")
         return questions
 
     @field_validator("template")
@@ -137,3 +149,12 @@ class SurveyConfig(Section):
         if self.questions is None and self.layout != "wide":
             raise ValueError(f"layout {self.layout} needs questions: a codebook or a list")
         return self
+
+
+def _question(number: int, values: Any) -> QuestionConfig:
+    try:
+        return QuestionConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, place_of(first, QuestionConfig))) or "it"
+        raise ValueError(f"question {number}, {field}: {explain(first, QuestionConfig)}") from error
