@@ -47,7 +47,7 @@ REFUSED = [
     (WIDE | {"questions": [{"id": "a"}, {"id": "b", "options": [True]}]}, "question 2, options"),
     (WIDE | {"questions": [{"id": ""}]}, "question 1, id"),
     (WIDE | {"questions": ["vote"]}, "question 1, it: accepted is named fields, not 'vote'"),
-    (WIDE | {"questions": []}, "at least 1 item"),
+    (WIDE | {"questions": []}, "the list is empty"),
     (WIDE | {"template": "{{ age"}, "the template is malformed"),
     (WIDE | {"layout": "tall"}, "'wide', 'long' or 'cells'"),
     (WIDE | {"history": -1}, "at least 0"),

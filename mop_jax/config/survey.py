@@ -52,7 +52,7 @@ class SurveyConfig(Section):
     """
 
     path: Text
-    questions: str | Annotated[list[QuestionConfig], Field(min_length=1)] | None = None
+    questions: str | list[QuestionConfig] | None = None
     covariates: list[Text] = Field(min_length=1)
     template: str | None = None
     layout: Literal["wide", "long", "cells"] = "wide"
@@ -88,6 +88,8 @@ class SurveyConfig(Section):
         """Checks a list by itself: what is wrong with it is no matter of a path."""
         if not isinstance(given, list):
             return given
+        if not given:
+            raise ValueError("the list is empty; give a question at least, or a codebook's path")
         questions = [_question(at, values) for at, values in enumerate(given, start=1)]
         ids = [question.id for question in questions]
         twice = [name for name in ids if ids.count(name) > 1]

@@ -53,9 +53,8 @@ class Answers:
         for name, size in (("cell", len(self.cells)), ("question", len(self.questions))):
             if not frame[name].between(0, size - 1).all():
                 raise DataError(f"The answers name a {name} outside 0 to {size - 1}.")
-        if not option_mask(self.questions)[frame["question"], frame["option"].clip(0)].all() or (
-            (frame["option"] < 0).any()
-        ):
+        num_options = np.array([question.num_options for question in self.questions])
+        if not frame["option"].between(0, num_options[frame["question"]] - 1).all():
             raise DataError("The answers name an option that their question does not have.")
         if frame.duplicated(["respondent", "question"]).any():
             raise DataError("A respondent answers a question twice; accepted is one answer.")

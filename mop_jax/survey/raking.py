@@ -55,6 +55,7 @@ def rake(
         DataError: if margins do not sum to one (or to a common total), name an unknown covariate or
             level or lack a level, or if no frame of these cells has them.
     """
+    cells = cells.reset_index(drop=True).astype(str)
     shares = np.ones(len(cells)) if start is None else np.asarray(start, dtype=np.float64)
     shares = Frame(cells, shares).shares.copy()
     wanted = load_margins(margins, cells)
@@ -74,7 +75,7 @@ def rake(
             shares = shares * factor[codes[name]]
         worst, name, level = _worst(shares, wanted, codes)
         if worst < tolerance:
-            return Frame(cells.reset_index(drop=True), shares)
+            return Frame(cells, shares)
     raise DataError(
         f"No frame of these cells has the margins: {name} {wanted[name].index[level]!r} stays "
         f"{worst:.2g} off its share after {_MAX_STEPS} rounds, since cells that are empty would be "

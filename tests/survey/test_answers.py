@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pandas as pd
+import pyreadstat
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from mop_jax.survey import (
     answers_from_wide,
     codebook_of,
     items_from_cells,
+    questions_from_table,
     read_survey,
 )
 
@@ -158,7 +160,7 @@ def test_missing_covariates(said) -> None:
 
 REFUSED = {
     "no option": ({"vote": ["Yes", "Nay", "No", "No"]},
-                  r"Row 2, column 'vote': 'Nay' is no option of question vote; the nearest is 'No'"),
+                  r"Row 2, column 'vote': 'Nay' is no option of question vote.*is 'No'"),
     "no weight": ({"w": [1, None, 1, 1]}, r"Row 2 has the weight '' \(column 'w'\)"),
     "negative weight": ({"w": [1, 1, -1, 1]}, r"Row 3 has the weight '-1' \(column 'w'\)"),
     "no weights": ({"w": 0}, "Every respondent is left out"),
@@ -271,6 +273,24 @@ def test_exports_as_they_come(tmp_path, said, content, id, ids) -> None:
     assert "the text is taken from the data: Did you vote?" in said()
 
 
+@pytest.mark.parametrize("value_labels", [True, False])
+def test_a_file_of_a_statistics_package(tmp_path, value_labels) -> None:
+    df = pd.DataFrame({"age": [1.0, 2, 1], "vote": [1.0, 2, 9], "w": [1.0, 1, 1]})
+    labels = {"vote": {1: "Yes", 2: "No", 9: "Refused"}, "age": {1: "18-29", 2: "65+"}}
+    pyreadstat.write_sav(
+        df,
+        tmp_path / "d.sav",
+        column_labels=["Age", "Did you vote?", ""],
+        variable_value_labels=labels,
+        missing_ranges={"vote": [9]},
+    )
+    table = read_survey(tmp_path / "d.sav", value_labels=value_labels)
+    answers = wide(table, questions_from_table(table, ["vote"]), ["age"], weight="w")
+    assert answers.questions == (VOTE,)
+    assert answers.cells["age"].tolist() == (["18-29", "65+"] if value_labels else ["1", "2"])
+    assert answers.items().counts.tolist() == [[1, 0], [0, 1]]
+
+
 def test_answers_are_checked() -> None:
     answers = wide(**COLUMNS)
 
@@ -285,7 +305,7 @@ def test_answers_are_checked() -> None:
         changed(cell=3)
     with pytest.raises(DataError, match="question outside 0 to 1"):
         changed(question=-1)
-    for option in (2, -1):
+    for option in (2, 3, -1):
         with pytest.raises(DataError, match="option that their question does not have"):
             changed(option=option)
     with pytest.raises(DataError, match="answers a question twice"):

@@ -213,11 +213,15 @@ LIMESURVEY = (
 )
 
 
+SEMICOLONS = "\ufeff" + LIMESURVEY.replace('","', '";"')
+
+
 @pytest.mark.parametrize(
     ("content", "columns", "texts", "words"),
     [
         (QUALTRICS, ("Q1", "Q2"), ("Did you vote?", "How often?"), "Qualtrics"),
         (LIMESURVEY, ("Q1", "Q2[SQ001]"), ("Did you vote?", "How often? [At home]"), "LimeSurvey"),
+        (SEMICOLONS, ("Q1", "Q2[SQ001]"), ("Did you vote?", "How often? [At home]"), "LimeSurvey"),
     ],
 )
 def test_exports_bring_the_texts(tmp_path, caplog, content, columns, texts, words) -> None:
