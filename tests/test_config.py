@@ -10,6 +10,7 @@ import yaml
 from mop_jax.config import RunConfig, load_config, parse_config, shipped_configs
 from mop_jax.errors import DataError
 from mop_jax.prompts import DEFAULT_DATE
+from mop_jax.yaml_reader import YamlText
 
 SMALL = {
     "population": {"path": "a.csv", "context": "x", "response": "y"},
@@ -341,3 +342,12 @@ def test_settings_of_files():
 def test_bad_settings_of_files(setting, message):
     with pytest.raises(DataError, match=message):
         parse({"population": {"path": "d", "context": "q", "response": "a"} | setting})
+
+
+def test_codes_are_keys_below_recode_only():
+    text = YamlText("q:\n  recode: {1: Very liberal, -9: No, true: Yes}\n", "c.yaml")
+    assert text.values == {"q": {"recode": {"1": "Very liberal", "-9": "No", "true": "Yes"}}}
+    with pytest.raises(DataError, match=r"line 2: '1' is given a second time"):
+        YamlText("recode: {1: a,\n  '1': b}\n", "c.yaml")
+    with pytest.raises(DataError, match="'1' is no name"):
+        YamlText("recode: x\nother: {1: a}\n", "c.yaml")

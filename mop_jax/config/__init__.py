@@ -18,6 +18,7 @@ from mop_jax.config.sections import (
     SplitConfig,
     TemperatureConfig,
 )
+from mop_jax.config.survey import QuestionConfig, SurveyConfig
 
 __all__ = [
     "FILES",
@@ -32,9 +33,11 @@ __all__ = [
     "PersonasConfig",
     "PopulationConfig",
     "PromptConfig",
+    "QuestionConfig",
     "RunConfig",
     "SimulationConfig",
     "SplitConfig",
+    "SurveyConfig",
     "TemperatureConfig",
     "load_config",
     "parse_config",

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from mop_jax.config.run_config import RunConfig
 from mop_jax.config.validation import explain, place_of
-from mop_jax.config.yaml_reader import YamlText
 from mop_jax.errors import DataError
 from mop_jax.resources import is_local
+from mop_jax.yaml_reader import YamlText
 
 _LOG = logging.getLogger(__name__)
 

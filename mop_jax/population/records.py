@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -215,7 +215,7 @@ def pass_over(table: Table, skip_rows: int | Sequence[int] | None, source: str) 
 def _retyped(column: Column, rows: list[int]) -> Column:
     if column.render is None or not all(v is None or isinstance(v, str) for v in column.cells):
         return column
-    return Column(column.name, column.texts(rows))
+    return replace(column, cells=column.texts(rows), render=None)
 
 
 def _known_rows(table: Table) -> tuple[int, str]:
@@ -232,6 +232,15 @@ def _known_rows(table: Table) -> tuple[int, str]:
         if not first["respondent id"] and any(first.values()):
             return 1, "the second header of a SurveyMonkey export"
     return 0, ""
+
+
+def qualtrics_texts(table: Table) -> list[str] | None:
+    """The question texts below the header of a Qualtrics export, one a column; else None."""
+    heads = [_head(column) for column in table.columns]
+    number, what = _known_rows(table) if len(table) else (0, "")
+    if number < 2 or "Qualtrics" not in what:
+        return None
+    return [texts[number - 2] for texts in heads]
 
 
 def _head(column: Column) -> list[str]:

@@ -202,16 +202,53 @@ def read_statistics(
         raise DataError(f"{name} could not be read: {reason}.") from error
     if df.empty:
         raise DataError(f"{name} holds no records; at least one is needed.")
-    labels = meta.variable_value_labels if value_labels else {}
+    labels = meta.variable_value_labels
+    missing = _missing_ranges(reader, file, options) if kind in (".sav", ".zsav") else {}
     columns = [
         Column(
             str(key),
             df.iloc[:, at],
-            partial(_labelled, labels.get(key) or {}),
+            partial(_labelled, (value_labels and labels.get(key)) or {}),
+            meta.column_names_to_labels.get(key) or "",
+            _valid_labels(labels.get(key) or {}, missing.get(key, ()), kind),
         )
         for at, key in enumerate(df.columns)
     ]
     return Table(columns, list(range(1, len(df) + 1)))
+
+
+def _missing_ranges(reader: Any, file: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Which codes stand for missing answers; SPSS says so only where it is asked to keep them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, meta = reader(str(file), metadataonly=True, user_missing=True, **options)
+    return meta.missing_ranges
+
+
+def _valid_labels(labels: dict[Any, str], missing: Sequence[Any], kind: str) -> dict[Any, str]:
+    """The value labels of codes that are answers, in the order of the codes where they are numbers.
+
+    Stata's missing codes .a to .z come as letters.
+    """
+    valid = {
+        code: label
+        for code, label in labels.items()
+        if label.strip()
+        and not (kind == ".dta" and isinstance(code, str))
+        and not any(_is_within(code, part) for part in missing)
+    }
+    if all(isinstance(code, int | float) for code in valid):
+        return dict(sorted(valid.items()))
+    return valid
+
+
+def _is_within(code: Any, part: Any) -> bool:
+    if not isinstance(part, dict):
+        return code == part
+    try:
+        return part["lo"] <= code <= part["hi"]
+    except TypeError:  # a text beside numbers
+        return False
 
 
 def _labelled(labels: dict[Any, str], value: Any) -> str | None:

@@ -7,8 +7,8 @@ are numbers. Records are made of the texts; queries and the arithmetic of templa
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cached_property
@@ -29,11 +29,16 @@ class Column:
         name: its header, as written.
         cells: texts (None where missing), or typed values.
         render: turns a value into text, None where missing; `None` if the cells are texts.
+        label: what the file says the column is, such as the text of a question; may be blank.
+        value_labels: what the file says its codes mean, in the order of the codes, without those
+            of missing answers; empty where it says nothing.
     """
 
     name: str
     cells: Sequence[Any] | pd.Series
     render: Callable[[Any], str | None] | None = None
+    label: str = ""
+    value_labels: Mapping[Any, str] = field(default_factory=dict)
 
     def texts(self, rows: Sequence[int]) -> list[str | None]:
         """Its texts; `rows` name the row in refusals."""
@@ -54,8 +59,8 @@ class Column:
     def take(self, at: np.ndarray) -> Column:
         """The cells at these positions."""
         if isinstance(self.cells, pd.Series):
-            return Column(self.name, self.cells.iloc[at], self.render)
-        return Column(self.name, [self.cells[i] for i in at], self.render)
+            return replace(self, cells=self.cells.iloc[at])
+        return replace(self, cells=[self.cells[i] for i in at])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,40 @@
-from .asking import OptionTable, score_options
+from .answer_tables import answers_from_long, answers_from_wide
+from .answers import Answers
+from .cell_tables import items_from_cells
+from .codebook import Codebook, Coding, as_codebook, questions_from_table
+from .codebook_files import codebook_of, load_codebook
+from .export import to_cells_table, to_tidy_table, write_cells_table, write_tidy_table
+from .platforms import read_survey, survey_table
+from .frames import Frame, frame_of, load_frame
 from .items import Items
 from .questions import Question
-from .wording import Wording, option_orders
+from .raking import load_margins, rake
+from .samples import anes_1996, ces_2024
 
-__all__ = ["Items", "OptionTable", "Question", "Wording", "option_orders", "score_options"]
+__all__ = [
+    "Answers",
+    "Codebook",
+    "Coding",
+    "Frame",
+    "Items",
+    "Question",
+    "anes_1996",
+    "answers_from_long",
+    "answers_from_wide",
+    "as_codebook",
+    "ces_2024",
+    "codebook_of",
+    "frame_of",
+    "items_from_cells",
+    "load_codebook",
+    "load_frame",
+    "load_margins",
+    "questions_from_table",
+    "rake",
+    "read_survey",
+    "survey_table",
+    "to_cells_table",
+    "to_tidy_table",
+    "write_cells_table",
+    "write_tidy_table",
+]

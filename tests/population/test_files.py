@@ -14,7 +14,7 @@ import pyreadstat
 import pytest
 
 from mop_jax.errors import DataError
-from mop_jax.population import Population
+from mop_jax.population import Population, read_table
 
 QUALTRICS = (
     "StartDate,q,a\n"
@@ -442,3 +442,28 @@ def test_an_ordinary_file_says_nothing(tmp_path, said) -> None:
     (tmp_path / "d.json").write_text(json.dumps(records))
     assert read(tmp_path, "d.csv").fingerprint == read(tmp_path, "d.json").fingerprint
     assert said() == ""
+
+
+def test_labels_of_columns_and_codes_are_kept(tmp_path) -> None:
+    df = pd.DataFrame({"a": [1.0, 2.0, 99.0, 7.0], "b": ["x", "y", "x", "x"]})
+    pyreadstat.write_sav(
+        df,
+        tmp_path / "d.sav",
+        column_labels=["Did you vote?", "Where?"],
+        variable_value_labels={"a": {99: "Refused", 2: "No", 1: "Yes", 98: "Don't know"}},
+        missing_ranges={"a": [{"lo": 98, "hi": 99}]},
+    )
+    for value_labels in (True, False):
+        table = read_table(tmp_path / "d.sav", value_labels=value_labels).take([3, 0])
+        a, b = table.columns
+        assert (a.label, b.label) == ("Did you vote?", "Where?")
+        # Codes of missing answers are none of the answers.
+        assert list(a.value_labels.items()) == [(1, "Yes"), (2, "No")]
+        assert not b.value_labels
+        assert table.texts("a") == ["7", "Yes" if value_labels else "1"]
+    coded = pd.DataFrame({"a": [1, 2, "a"]})
+    options = {"variable_value_labels": {"a": {2: "No", 1: "Yes", "a": "Refused"}}}
+    pyreadstat.write_dta(coded, tmp_path / "d.dta", missing_user_values={"a": ["a"]}, **options)
+    (column,) = read_table(tmp_path / "d.dta").columns
+    assert dict(column.value_labels) == {1: "Yes", 2: "No"}
+    assert column.texts([1, 2, 3]) == ["Yes", "No", None]

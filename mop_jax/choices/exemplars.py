@@ -7,7 +7,7 @@ import pandas as pd
 
 from mop_jax.errors import DataError
 from mop_jax.survey.items import Items
-from mop_jax.survey.wording import Wording
+from mop_jax.choices.wording import Wording
 
 
 def draw_exemplars(

@@ -3,7 +3,8 @@
 PyYAML follows YAML 1.1, where the second of two equal keys silently wins, `no` is a boolean, `010`
 is eight, `12:30` is 750 and `1e-3` is text. Here equal keys are refused with their lines, and plain
 words are what YAML 1.2 takes them for: only `true` and `false` are booleans, only decimal digits
-without leading zeros are integers, and `1e-3` is a number.
+without leading zeros are integers, and `1e-3` is a number. Keys are names, save below `recode`,
+where they are a file's codes, as written: `1: Very liberal`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import yaml
 
 from mop_jax.errors import DataError
 
+_TEXT = "tag:yaml.org,2002:str"
+_CODED = "recode"
+
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2 and without repeated keys."""
@@ -25,11 +29,15 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """Builds a mapping; keys must be text and differ."""
         seen: dict[str, int] = {}
-        for key, _ in node.value:
+        for key, value in node.value:
+            if key.value == _CODED and isinstance(value, yaml.MappingNode):
+                for code, _ in value.value:
+                    if isinstance(code, yaml.ScalarNode):
+                        code.tag = _TEXT
             line = key.start_mark.line + 1
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
-            if key.tag != "tag:yaml.org,2002:str":
+            if key.tag != _TEXT:
                 shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
                 raise _Refusal(line, f"{shown!r} is no name; put it in quotes, or name a field")
             if key.value in seen:

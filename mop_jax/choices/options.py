@@ -19,7 +19,7 @@ from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import ScoringModel
 from mop_jax.prompts import Prompt, PromptBuilder
 from mop_jax.survey.items import Items
-from mop_jax.survey.wording import Wording, option_orders
+from mop_jax.choices.wording import Wording, option_orders
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,162 @@
+"""The section of a configuration that says what a survey asks and where its answers are."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    StrictFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from mop_jax.config.sections import Section
+from mop_jax.config.validation import explain, place_of
+
+Text = Annotated[str, Field(min_length=1)]
+# Codes and options are often numbers. True and false are none: as which words they were meant, is
+# unknown.
+Answer = str | StrictInt | StrictFloat
+
+
+class QuestionConfig(Section):
+    """A question written in the configuration; see `mop_jax.survey.codebook`.
+
+    Options may be left out where `recode` names them, and text and options where the file says
+    them (value labels of .sav and .dta files, exports of Qualtrics and LimeSurvey).
+    """
+
+    id: Text
+    column: str | None = None
+    text: str | None = None
+    options: list[Answer] | None = None
+    ordered: bool = False
+    missing: list[Answer] = Field(default_factory=list)
+    recode: dict[str, Answer | None] = Field(default_factory=dict)
+
+
+class SurveyConfig(Section):
+    """Where a survey's answers are, which columns mean what, and how a person is described.
+
+    `layout` says what a row is: a respondent (`wide`, the questions are columns), an answer
+    (`long`), or an option of a question in a cell of respondents (`cells`: shares or counts in
+    place of individuals). `questions` is a codebook in YAML or a list; without it, the value labels
+    of a .sav or .dta file are. `template` makes a person's context of the covariates, such as
+    "A {{ gender }} of {{ age }} years."; by default they are listed. `missing` are answers that
+    count as none, unless they are among the options; `covariate_missing` says what becomes of those
+    who lack a covariate. `history` is how many earlier answers of the same respondent a prompt
+    shows.
+    """
+
+    path: Text
+    questions: str | list[QuestionConfig] | None = None
+    covariates: list[Text] = Field(min_length=1)
+    template: str | None = None
+    layout: Literal["wide", "long", "cells"] = "wide"
+    id: str | None = None
+    weight: str | None = None
+    strata: str | None = None
+    psu: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    cell_id: str | None = None
+    share: str | None = None
+    n: str | None = None
+    count: str | None = None
+    missing: list[Answer] = Field(default_factory=list)
+    covariate_missing: Literal["refuse", "keep", "drop"] = "refuse"
+    history: int = Field(0, ge=0)
+    separator: str | None = None
+    encoding: str | None = None
+    sheet: str | int | None = None
+    value_labels: bool = True
+
+    @field_validator("covariates")
+    @classmethod
+    def _are_named_once(cls, names: list[str]) -> list[str]:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} is named twice; once is enough")
+        return names
+
+    @field_validator("questions", mode="before")
+    @classmethod
+    def _are_questions(cls, given: Any) -> Any:
+        """Checks a list by itself: what is wrong with it is no matter of a path."""
+        if not isinstance(given, list):
+            return given
+        if not given:
+            raise ValueError("the list is empty; give a question at least, or a codebook's path")
+        questions = [_question(at, values) for at, values in enumerate(given, start=1)]
+        ids = [question.id for question in questions]
+        twice = [name for name in ids if ids.count(name) > 1]
+        if twice:
+            raise ValueError(f"question {twice[0]} is there twice; ids must differ")
+        return questions
+
+    @field_validator("template")
+    @classmethod
+    def _is_a_template(cls, template: str | None) -> str | None:
+        if template is not None:
+            import jinja2
+
+            try:
+                jinja2.Environment().parse(template)
+            except jinja2.TemplateError as error:
+                raise ValueError(f"the template is malformed: {error}") from error
+        return template
+
+    @field_validator("separator")
+    @classmethod
+    def _is_a_separator(cls, value: str | None) -> str | None:
+        from mop_jax.population.text_tables import check_separator  # pandas is slow to load
+
+        return None if value is None else check_separator(value)
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_an_encoding(cls, value: str | None) -> str | None:
+        from mop_jax.population.encodings import check_encoding
+
+        return None if value is None else check_encoding(value)
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_layout(self) -> SurveyConfig:
+        given = {
+            name for name, f in type(self).model_fields.items() if getattr(self, name) != f.default
+        }
+        people = {"id", "weight", "strata", "psu", "history"}
+        own = {
+            "wide": people,
+            "long": people | {"question_column", "answer_column"},
+            "cells": {"cell_id", "share", "n", "count", "question_column", "answer_column"},
+        }
+        others = sorted(given & set().union(*own.values()) - own[self.layout])
+        if others:
+            raise ValueError(
+                f"{others[0]} has no meaning for layout {self.layout}; leave it out, or choose "
+                f"{' or '.join(name for name, fields in own.items() if others[0] in fields)}"
+            )
+        needed = {"wide": (), "long": ("id", "question_column", "answer_column"), "cells": ()}
+        lacking = [name for name in needed[self.layout] if name not in given]
+        if lacking:
+            raise ValueError(f"layout {self.layout} needs {lacking[0]}, the name of a column")
+        if self.layout == "cells" and ("count" in given) == bool({"share", "n"} & given):
+            raise ValueError("layout cells needs the columns share and n, or count")
+        if self.layout == "cells" and len({"share", "n"} & given) == 1:
+            raise ValueError("share and n belong together: n is how many people answered")
+        if self.questions is None and self.layout != "wide":
+            raise ValueError(f"layout {self.layout} needs questions: a codebook or a list")
+        return self
+
+
+def _question(number: int, values: Any) -> QuestionConfig:
+    try:
+        return QuestionConfig.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, place_of(first, QuestionConfig))) or "it"
+        raise ValueError(f"question {number}, {field}: {explain(first, QuestionConfig)}") from error

@@ -1,0 +1,72 @@
+"""The survey section: what it may say, and how a mistake in it is named."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from pydantic import ValidationError
+
+from mop_jax.config import SurveyConfig
+from mop_jax.config.validation import explain
+from mop_jax.survey import codebook_of
+
+WIDE = {"path": "a.csv", "covariates": ["age"]}
+ASKED = {**WIDE, "questions": "book.yaml"}
+LONG = {**ASKED, "layout": "long", "id": "i", "question_column": "q", "answer_column": "a"}
+CELLS = {**ASKED, "layout": "cells", "share": "share", "n": "n"}
+
+
+@pytest.mark.parametrize("values", [WIDE, ASKED, LONG, CELLS])
+def test_valid_sections(values) -> None:
+    config = SurveyConfig.model_validate(values)
+    assert SurveyConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_questions_written_in_it() -> None:
+    entries = [
+        {"id": "vote", "text": "x", "recode": {"1": "Yes", "2": "No", "9": None}},
+        {"id": "trust", "text": "y", "options": [1, 2, "Other"], "ordered": True, "missing": [-9]},
+    ]
+    config = SurveyConfig.model_validate({**WIDE, "questions": entries})
+    book = codebook_of([question.model_dump() for question in config.questions])
+    assert [q.options for q in book.questions] == [("Yes", "No"), ("1", "2", "Other")]
+    assert book.codings[1].option("-9.0") is None
+
+
+REFUSED = [
+    ({"path": "a.csv"}, "this field is required"),
+    (WIDE | {"covariates": []}, "at least 1 item"),
+    (WIDE | {"covariates": ["a", "a"]}, "'a' is named twice"),
+    (WIDE | {"wieght": "w"}, "the nearest is weight"),
+    (WIDE | {"questions": [{"id": "a"}] * 2}, "question a is there twice"),
+    (
+        WIDE | {"questions": [{"id": "a", "optons": ["x"]}]},
+        "question 1, optons: .*nearest is options",
+    ),
+    (WIDE | {"questions": [{"id": "a"}, {"id": "b", "options": [True]}]}, "question 2, options"),
+    (WIDE | {"questions": [{"id": ""}]}, "question 1, id"),
+    (WIDE | {"questions": ["vote"]}, "question 1, it: accepted is named fields, not 'vote'"),
+    (WIDE | {"questions": []}, "the list is empty"),
+    (WIDE | {"template": "{{ age"}, "the template is malformed"),
+    (WIDE | {"layout": "tall"}, "'wide', 'long' or 'cells'"),
+    (WIDE | {"history": -1}, "at least 0"),
+    (WIDE | {"covariate_missing": "no"}, "'refuse', 'keep' or 'drop'"),
+    (WIDE | {"share": "s"}, "share has no meaning for layout wide; leave it out, or choose cells"),
+    (CELLS | {"weight": "w"}, "weight has no meaning for layout cells.*choose wide or long"),
+    (CELLS | {"history": 2}, "history has no meaning for layout cells"),
+    (CELLS | {"n": None}, "share and n belong together"),
+    (CELLS | {"count": "c"}, "needs the columns share and n, or count"),
+    (CELLS | {"share": None, "n": None}, "needs the columns share and n, or count"),
+    (LONG | {"id": None}, "layout long needs id"),
+    (LONG | {"questions": None}, "layout long needs questions"),
+    (WIDE | {"separator": "ab"}, "separator"),
+    (WIDE | {"encoding": "utf-99"}, "utf-99"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), REFUSED)
+def test_refusals(values, message) -> None:
+    with pytest.raises(ValidationError) as refused:
+        SurveyConfig.model_validate(values)
+    assert re.search(message, explain(refused.value.errors()[0], SurveyConfig))
