@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from mop_jax.choices.wording import Wording
 from mop_jax.errors import DataError
 from mop_jax.survey.items import Items
-from mop_jax.choices.wording import Wording
 
 
 def draw_exemplars(

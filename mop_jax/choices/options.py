@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax, logsumexp
 
+from mop_jax.choices.wording import Wording, option_orders
 from mop_jax.errors import DataError
 from mop_jax.likelihoods.scoring import score_missing
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import ScoringModel
 from mop_jax.prompts import Prompt, PromptBuilder
 from mop_jax.survey.items import Items
-from mop_jax.choices.wording import Wording, option_orders
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,8 @@ def score_options(
     responses = _responses(items, prompts)
     orders = [option_orders(question, num_orders, seed) for question in items.questions]
     cells = items.cells.astype(str)
-    people = [wording.describe(dict(zip(cells, row))) for row in cells.to_numpy()]
+    names = items.covariates
+    people = [wording.describe(dict(zip(names, row, strict=True))) for row in cells.to_numpy()]
 
     most = max(len(orders[q]) for q in items.question) if len(items) else 1
     shape = (len(items), components.shape[1] * most)

@@ -4,9 +4,9 @@ from .cell_tables import items_from_cells
 from .codebook import Codebook, Coding, as_codebook, questions_from_table
 from .codebook_files import codebook_of, load_codebook
 from .export import to_cells_table, to_tidy_table, write_cells_table, write_tidy_table
-from .platforms import read_survey, survey_table
 from .frames import Frame, frame_of, load_frame
 from .items import Items
+from .platforms import read_survey, survey_table
 from .questions import Question
 from .raking import load_margins, rake
 from .samples import anes_1996, ces_2024

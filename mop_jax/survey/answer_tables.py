@@ -16,7 +16,6 @@ from mop_jax.errors import DataError
 from mop_jax.population.table import Table
 from mop_jax.survey.answers import COLUMNS, Answers
 from mop_jax.survey.codebook import Codebook, Coding, as_codebook
-from mop_jax.survey.platforms import naming, survey_table
 from mop_jax.survey.people import (
     CovariateMissing,
     People,
@@ -24,6 +23,7 @@ from mop_jax.survey.people import (
     filled_texts,
     read_people,
 )
+from mop_jax.survey.platforms import naming, survey_table
 from mop_jax.survey.questions import Question
 
 logger = logging.getLogger("mop_jax")

@@ -13,9 +13,9 @@ from mop_jax.population.cells import weights_of
 from mop_jax.population.table import Table
 from mop_jax.survey.answer_tables import question_positions, refuse_without_text
 from mop_jax.survey.codebook import Codebook, as_codebook
-from mop_jax.survey.platforms import naming, survey_table
 from mop_jax.survey.items import Items
 from mop_jax.survey.people import cell_positions, covariate_texts
+from mop_jax.survey.platforms import naming, survey_table
 from mop_jax.survey.questions import Question, option_mask
 
 logger = logging.getLogger("mop_jax")

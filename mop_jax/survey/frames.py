@@ -15,9 +15,9 @@ from mop_jax.population.table import Table, tidy
 from mop_jax.survey.answers import Answers
 from mop_jax.survey.cell_tables import numbers_of
 from mop_jax.survey.codebook import nearest
-from mop_jax.survey.platforms import naming, read_survey, survey_table
 from mop_jax.survey.items import Items
 from mop_jax.survey.people import covariate_texts
+from mop_jax.survey.platforms import naming, read_survey, survey_table
 
 SIZES = ("count", "share", "n", "weight")
 """Headers under which a frame's or margin's numbers are looked for."""

@@ -14,8 +14,8 @@ from mop_jax.survey.answer_tables import answers_from_wide
 from mop_jax.survey.answers import Answers
 from mop_jax.survey.cell_tables import items_from_cells
 from mop_jax.survey.codebook import Codebook, Coding
-from mop_jax.survey.platforms import read_survey
 from mop_jax.survey.items import Items
+from mop_jax.survey.platforms import read_survey
 from mop_jax.survey.questions import Question
 
 CES_CELLS = "package:popfidelity/data/ces/survey_cells.csv"
