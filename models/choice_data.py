@@ -83,7 +83,7 @@ def make_choices(
     Args:
         option_log_likelihood: nats of each option's text after each candidate, [N, C, M].
         counts: people who chose each option, [N, M].
-        question: which question an item is of, integers [N].
+        question: which question an item is of, integers [N]; −1 for one unseen so far.
         option_mask: which places hold an option, bool [N, M]; all by default.
         option_offset: added to the options' log-probabilities before they are normalised, nats
             [N, M]; zeros by default.
@@ -114,7 +114,7 @@ def make_choices(
     offset = _shaped("option_offset", option_offset, (items, options), dtype, np.zeros)
     if not np.isfinite(offset[mask]).all():
         raise DataError("option_offset must be finite wherever there is an option.")
-    questions = _codes("question", question, items, 0)
+    questions = _codes("question", question, items, -1)
     total = int(questions.max()) + 1 if num_questions is None else num_questions
     designs = {}
     for name, codes in (groups or {}).items():

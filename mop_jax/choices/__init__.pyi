@@ -1,12 +1,20 @@
+from .design import ChoiceDesign, Grouping, new_items
 from .exemplars import choose_components, draw_exemplars
 from .options import OptionTable, score_options
+from .prediction import ShareDraws, poststratify, share_draws
 from .wording import Wording, option_orders
 
 __all__ = [
+    "ChoiceDesign",
+    "Grouping",
     "OptionTable",
+    "ShareDraws",
     "Wording",
     "choose_components",
     "draw_exemplars",
+    "new_items",
     "option_orders",
+    "poststratify",
     "score_options",
+    "share_draws",
 ]

@@ -48,14 +48,9 @@ def draw_exemplars(
         cell, number = int(items.cell[item]), int(items.question[item])
         question = items.questions[number]
         option = int(rng.choice(items.counts.shape[1], p=items.shares[item]))
-        person = wording.describe(covariates_of(items, cell))
+        person = wording.describe(items.covariates_of(cell))
         rows.append((cell, number, option, wording.ask(question, person), question.options[option]))
     return pd.DataFrame(rows, columns=["cell", "question", "option", "context", "response"])
-
-
-def covariates_of(items: Items, cell: int) -> dict[str, str]:
-    """A cell's covariates by their names."""
-    return {name: str(items.cells[name].iloc[cell]) for name in items.covariates}
 
 
 def choose_components(

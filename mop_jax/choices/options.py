@@ -127,9 +127,7 @@ def score_options(
         components = np.broadcast_to(pairs, (len(items), *pairs.shape))
     responses = _responses(items, prompts)
     orders = [option_orders(question, num_orders, seed) for question in items.questions]
-    cells = items.cells.astype(str)
-    names = items.covariates
-    people = [wording.describe(dict(zip(names, row, strict=True))) for row in cells.to_numpy()]
+    people = {i: wording.describe(items.covariates_of(i)) for i in np.unique(items.cell).tolist()}
 
     most = max(len(orders[q]) for q in items.question) if len(items) else 1
     shape = (len(items), components.shape[1] * most)

@@ -67,6 +67,10 @@ class Items:
         """Names of the cells' columns."""
         return list(self.cells.columns)
 
+    def covariates_of(self, cell: int) -> dict[str, str]:
+        """A cell's covariates by their names."""
+        return {name: str(self.cells[name].iloc[cell]) for name in self.covariates}
+
     @property
     def mask(self) -> np.ndarray:
         """Which places hold an option of the item's question, bool [N, M]."""
