@@ -1,6 +1,6 @@
 from .design import ChoiceDesign, Grouping, new_items
 from .exemplars import choose_components, draw_exemplars
-from .options import OptionTable, score_options
+from .options import OptionTable, score_options, score_prompts
 from .prediction import ShareDraws, poststratify, share_draws
 from .wording import Wording, option_orders
 
@@ -16,5 +16,6 @@ __all__ = [
     "option_orders",
     "poststratify",
     "score_options",
+    "score_prompts",
     "share_draws",
 ]

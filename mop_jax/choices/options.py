@@ -7,8 +7,9 @@ so that a question is run once for all persons, and a person once for all option
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -61,6 +62,10 @@ class OptionTable:
         masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
         return np.exp(log_softmax(masked, axis=-1))
 
+    def take(self, index: np.ndarray) -> OptionTable:
+        """The table of the items `index`."""
+        return OptionTable(**{name: values[index] for name, values in vars(self).items()})
+
     def order_effect(self) -> tuple[float, float]:
         """Total variation that an order makes: of one order from the mean over them.
 
@@ -84,6 +89,10 @@ class OptionTable:
             return float("nan"), float("nan")
         found = np.asarray(distances)
         return float(found.mean()), float((found / np.sqrt(numbers)).mean())
+
+
+Ask = Callable[[str], str]
+"""The text of an item, its options in some order, put to a person who is described so."""
 
 
 def score_options(
@@ -116,60 +125,123 @@ def score_options(
         description: of the progress bar.
 
     Raises:
-        DataError: if an option is another one's beginning with its end, or a prompt does not fit
-            into the context window.
+        DataError: if two options are one to the tokenizer, or a prompt does not fit into the
+            context window.
     """
-    wording = wording or Wording()
-    if len(store.grid.multiples) != 1 or store.grid.unit_index != 0:
-        raise DataError("Options are scored at τ = 1; give a store of that temperature alone.")
     if components is None:
         pairs = np.stack(np.divmod(np.arange(len(personas) * len(exemplars)), len(exemplars)), 1)
         components = np.broadcast_to(pairs, (len(items), *pairs.shape))
+
+    def build(ask: Ask, person: str, k: int, j: int) -> Prompt:
+        return prompts.component(personas[k], exemplars[j], ask(person))
+
+    return _scored(
+        items,
+        components,
+        build,
+        prompts,
+        store,
+        language_model,
+        wording or Wording(),
+        num_orders,
+        seed,
+        description,
+    )
+
+
+def score_prompts(
+    items: Items,
+    build: Callable[[Ask, str], Prompt],
+    prompts: PromptBuilder,
+    store: LikelihoodStore,
+    language_model: ScoringModel,
+    *,
+    wording: Wording | None = None,
+    num_orders: int = 2,
+    seed: int = 0,
+    description: str = "Scoring options",
+) -> OptionTable:
+    """Scores every option of every item after prompts of one's own: a baseline.
+
+    Args:
+        items: N items.
+        build: makes a prompt; called as (ask, person), where `ask(person)` is the item's text.
+        prompts: see `score_options`, as for the others.
+        store: see there.
+        language_model: see there.
+        wording: see there.
+        num_orders: see there.
+        seed: see there.
+        description: see there.
+    """
+    return _scored(
+        items,
+        np.zeros((len(items), 1, 2), int),
+        lambda ask, person, k, j: build(ask, person),
+        prompts,
+        store,
+        language_model,
+        wording or Wording(),
+        num_orders,
+        seed,
+        description,
+    )
+
+
+def _scored(
+    items: Items,
+    components: np.ndarray,
+    build: Callable[[Ask, str, int, int], Prompt],
+    prompts: PromptBuilder,
+    store: LikelihoodStore,
+    language_model: ScoringModel,
+    wording: Wording,
+    num_orders: int,
+    seed: int,
+    description: str,
+) -> OptionTable:
+    if len(store.grid.multiples) != 1 or store.grid.unit_index != 0:
+        raise DataError("Options are scored at τ = 1; give a store of that temperature alone.")
     responses = _responses(items, prompts)
     orders = [option_orders(question, num_orders, seed) for question in items.questions]
     people = {i: wording.describe(items.covariates_of(i)) for i in np.unique(items.cell).tolist()}
 
-    most = max(len(orders[q]) for q in items.question) if len(items) else 1
+    most = max((len(orders[q]) for q in items.question), default=1)
     shape = (len(items), components.shape[1] * most)
     persona, exemplar = (np.repeat(components[..., s], most, axis=1) for s in (0, 1))
     order = np.broadcast_to(np.tile(np.arange(most), components.shape[1]), shape)
     numbers = np.asarray([len(orders[q]) for q in items.question])[:, None]
     used = order < numbers
     asked: list[Prompt] = []
-    for n, c in zip(*np.nonzero(used), strict=True):
-        q, i = items.question[n], items.cell[n]
-        context = wording.ask(items.questions[q], people[i], orders[q][order[n, c]])
-        asked.append(prompts.component(personas[persona[n, c]], exemplars[exemplar[n, c]], context))
-    groups = list(
-        zip(
-            persona[used].tolist(),
-            exemplar[used].tolist(),
-            order[used].tolist(),
-            np.broadcast_to(items.question[:, None], shape)[used].tolist(),
-            strict=True,
+    groups: list[tuple[int, ...]] = []
+    pairs: list[tuple[int, int]] = []  # prompt and option
+    for n, c in zip(*(index.tolist() for index in np.nonzero(used)), strict=True):
+        q, k, j, r = (
+            int(x) for x in (items.question[n], persona[n, c], exemplar[n, c], order[n, c])
         )
-    )
+        ask = partial(wording.ask, items.questions[q], order=orders[q][r])
+        pairs += [(len(asked), m) for m in range(len(responses[q]))]
+        asked.append(build(ask, people[int(items.cell[n])], k, j))
+        groups.append((k, j, r, q))
     shared = share_beginnings(asked, groups)
-    each = [responses[q] for *_, q in groups]
-    names = np.broadcast_to(np.arange(len(items))[:, None], shape)[used]
+    items_of = np.nonzero(used)[0].tolist()
     scores = score_missing(
         store,
         language_model,
-        [prompt for prompt, options in zip(shared, each, strict=True) for _ in options],
-        [ids for options in each for ids in options],
-        names=[_name(items, n) for n, o in zip(names, each, strict=True) for _ in o],
+        [shared[p] for p, _ in pairs],
+        [responses[groups[p][-1]][m] for p, m in pairs],
+        names=[_name(items, items_of[p]) for p, _ in pairs],
         description=description,
     )[:, 0]
     mask = items.mask
     table = np.zeros((*shape, mask.shape[1]))
     table[used[..., None] & mask[:, None]] = scores
-    weight = np.where(used, -np.log(numbers), -np.inf)
     return OptionTable(
         table,
         persona.astype(np.int32),
         exemplar.astype(np.int32),
         order.astype(np.int32),
-        weight,
+        np.where(used, -np.log(numbers), -np.inf),
         mask,
     )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from mop_jax.config.run_config import RunConfig
+from mop_jax.config.survey import SurveyConfig
 from mop_jax.config.validation import explain, place_of
 from mop_jax.errors import DataError
-from mop_jax.resources import is_local
+from mop_jax.resources import is_local, resolve_path
 from mop_jax.yaml_reader import YamlText
 
 _LOG = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ FILES = (
     ("personas", "path"),
     ("language_model", "path"),
     ("encoder", "path"),
+    ("survey", "path"),
 )
 
 
@@ -88,11 +91,13 @@ def _counted_from(file: Path, config: RunConfig) -> RunConfig:
     """The configuration with its paths counted from its file's folder, as absolute ones."""
     changes: dict[str, object] = {}
     for section, field in FILES:
-        given = getattr(getattr(config, section), field)
+        given = getattr(getattr(config, section), field, None)
         # A model that lies nowhere here is a hub id; records and personas are always files.
         found = None if given is None else _local_file(file, section, given)
         if found is not None:
             changes[section] = getattr(config, section).model_copy(update={field: found})
+    if config.survey is not None and isinstance(config.survey.questions, str):
+        changes["survey"] = _with_codebook(file, changes.get("survey", config.survey))
     if "name" not in config.model_fields_set and file.stem:
         changes["name"] = file.stem
     given_fields = set(config.model_fields_set)
@@ -101,6 +106,27 @@ def _counted_from(file: Path, config: RunConfig) -> RunConfig:
     changed.__pydantic_fields_set__.clear()
     changed.__pydantic_fields_set__.update(given_fields)
     return changed
+
+
+def _with_codebook(file: Path, survey: Any) -> SurveyConfig:
+    """The section with its codebook's questions in it: what they say decides."""
+    given = survey.questions
+    path = _local_file(file, "survey", given) or given
+    try:
+        content = resolve_path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{given} could not be read as UTF-8 text: {error}.") from error
+    values = YamlText(content, given).values
+    book = values if isinstance(values, dict) else {"questions": values}
+    fields = survey.model_dump(exclude_unset=True) | {
+        "questions": book.get("questions"),
+        "missing": [*survey.missing, *(book.get("missing") or [])],
+    }
+    try:
+        return SurveyConfig.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{given}: {explain(first, SurveyConfig)}.") from error
 
 
 def _local_file(file: Path, section: str, given: str) -> str | None:
@@ -120,4 +146,4 @@ def _local_file(file: Path, section: str, given: str) -> str | None:
             path.resolve(),
         )
         return str(path.resolve())
-    return str(beside.absolute()) if section in ("population", "personas") else None
+    return str(beside.absolute()) if section in ("population", "personas", "survey") else None

@@ -22,14 +22,19 @@ from mop_jax.config.sections import (
     SplitConfig,
     TemperatureConfig,
 )
+from mop_jax.config.survey import SurveyConfig
 
 
 class RunConfig(Section):
-    """A whole run; one read from a file is named after it unless it says its name."""
+    """A whole run; one read from a file is named after it unless it says its name.
+
+    With `survey` it is a run of closed answers, whose `population` is the survey's file.
+    """
 
     name: str = Field("run", min_length=1)
     seed: int = Field(0, ge=0)
     population: PopulationConfig
+    survey: SurveyConfig | None = None
     split: SplitConfig = SplitConfig()
     language_model: LanguageModelConfig
     encoder: EncoderConfig
@@ -42,6 +47,22 @@ class RunConfig(Section):
     inference: InferenceConfig = InferenceConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     simulation: SimulationConfig = SimulationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _population_of_the_survey(cls, values: Any) -> Any:
+        """The survey's file is the run's population, so that all who ask for its file find it."""
+        if not isinstance(values, dict) or values.get("survey") is None:
+            return values
+        survey = _as_fields(values["survey"])
+        if not isinstance(survey, dict) or "population" in values:
+            return values
+        from mop_jax.survey.samples import SAMPLES  # pandas is slow to load
+
+        sample = SAMPLES.get(str(survey.get("sample")))
+        path = survey.get("path") if sample is None else sample.path
+        columns = {"context": survey.get("covariates") or ["-"], "response": "-"}
+        return {**values, "population": {"path": path, **columns}}
 
     @model_validator(mode="before")
     @classmethod

@@ -41,19 +41,29 @@ class QuestionConfig(Section):
 class SurveyConfig(Section):
     """Where a survey's answers are, which columns mean what, and how a person is described.
 
+    Or a `sample` by its name, a survey that a package carries, which brings questions and
+    covariates of its own.
+
     `layout` says what a row is: a respondent (`wide`, the questions are columns), an answer
     (`long`), or an option of a question in a cell of respondents (`cells`: shares or counts in
     place of individuals). `questions` is a codebook in YAML or a list; without it, the value labels
     of a .sav or .dta file are. `template` makes a person's context of the covariates, such as
     "A {{ gender }} of {{ age }} years."; by default they are listed. `missing` are answers that
     count as none, unless they are among the options; `covariate_missing` says what becomes of those
-    who lack a covariate. `history` is how many earlier answers of the same respondent a prompt
-    shows.
+    who lack a covariate.
+
+    `groups` are covariates, or interactions such as `age:education`, whose levels prefer personas
+    of their own. `hold_out_cells` is the share of the cells that nothing is fitted to, and
+    `hold_out_question` one whose answers a second fit does without: both are evaluated.
+    `num_orders` is in how many orders options are shown, `calibration` whether people's preference
+    for an option beyond the language model's is learned, and `dispersion` whether cells differ by
+    more than sampling error.
     """
 
-    path: Text
+    sample: Literal["ces_2024", "anes_1996"] | None = None
+    path: Text | None = None
     questions: str | list[QuestionConfig] | None = None
-    covariates: list[Text] = Field(min_length=1)
+    covariates: list[Text] = Field(default_factory=list)
     template: str | None = None
     layout: Literal["wide", "long", "cells"] = "wide"
     id: str | None = None
@@ -68,7 +78,12 @@ class SurveyConfig(Section):
     count: str | None = None
     missing: list[Answer] = Field(default_factory=list)
     covariate_missing: Literal["refuse", "keep", "drop"] = "refuse"
-    history: int = Field(0, ge=0)
+    groups: list[Text] = Field(default_factory=list)
+    hold_out_cells: float = Field(0.25, gt=0, lt=1)
+    hold_out_question: str | None = None
+    num_orders: int = Field(2, ge=1)
+    calibration: Literal["learned", "off"] = "learned"
+    dispersion: bool = True
     separator: str | None = None
     encoding: str | None = None
     sheet: str | int | None = None
@@ -124,11 +139,39 @@ class SurveyConfig(Section):
         return None if value is None else check_encoding(value)
 
     @model_validator(mode="after")
+    def _has_one_source(self) -> SurveyConfig:
+        """A sample brings all that a file needs to be told."""
+        if (self.sample is None) == (self.path is None):
+            raise ValueError("path and sample both say where the answers are; give one of them")
+        if self.sample is None:
+            if not self.covariates:
+                raise ValueError("covariates are missing: name the columns that describe people")
+            return self
+        own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question"}
+        own |= {"num_orders", "calibration", "dispersion"}
+        fields = type(self).model_fields.items()
+        others = [
+            n
+            for n, f in fields
+            if n not in own and getattr(self, n) != f.get_default(call_default_factory=True)
+        ]
+        if others:
+            raise ValueError(
+                f"sample {self.sample} brings its own questions and columns; leave out "
+                f"{' and '.join(others)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _fields_belong_to_the_layout(self) -> SurveyConfig:
+        if self.sample is not None:
+            return self
         given = {
-            name for name, f in type(self).model_fields.items() if getattr(self, name) != f.default
+            name
+            for name, f in type(self).model_fields.items()
+            if getattr(self, name) != f.get_default(call_default_factory=True)
         }
-        people = {"id", "weight", "strata", "psu", "history"}
+        people = {"id", "weight", "strata", "psu"}
         own = {
             "wide": people,
             "long": people | {"question_column", "answer_column"},

@@ -67,10 +67,10 @@ def fit_models(space: Workspace) -> None:
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
     write_pairs(space, space.sides["train"], known, "train_refreshed.parquet")
-    report = {MAIN: _convergence(main)}
+    report = {MAIN: convergence_of(main)}
     save_posterior(posterior_path(space, MAIN), posterior)
     for name, ablation in ablations.items():
-        report[name] = _convergence(ablation)
+        report[name] = convergence_of(ablation)
         save_posterior(posterior_path(space, name), posterior_of(space, ablation))
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
@@ -105,7 +105,8 @@ def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     return known, main, rounds
 
 
-def _convergence(fitted: SVIFit) -> dict[str, Any]:
+def convergence_of(fitted: SVIFit) -> dict[str, Any]:
+    """A fit's convergence for a JSON file."""
     # Too short a run has no improvement to speak of; JSON has no NaN.
     report = fitted.convergence._asdict()
     return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in report.items()}

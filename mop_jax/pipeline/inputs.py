@@ -118,7 +118,8 @@ class Inputs:
         if large and not needed and known is not None and known.get("files") == seen:
             return known
         digest: Callable[[], str] = partial(_digest, files)
-        if name == "population":
+        # Records are known by their texts, whatever file they came from; a survey by its file.
+        if name == "population" and self.config.survey is None:
             digest = self._population_digest
         return {"digest": digest(), "files": seen}
 

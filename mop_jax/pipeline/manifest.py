@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mop_jax.config import FILES, RunConfig
 from mop_jax.errors import DataError, FaultError
-from mop_jax.pipeline.steps import STEPS, with_needs
+from mop_jax.pipeline.steps import STEPS, SURVEY_STEPS, steps_of, with_needs
 
 _PACKAGES = (
     "mop-jax",
@@ -100,9 +100,9 @@ def _refuse_other_folders(path: Path, anew: bool) -> None:
     found = path.iterdir() if path.exists() else ()
     others = {p.name for p in found if not p.name.startswith(".")}
     scores = others == {"likelihoods"}
-    own = {name.partition("/")[0] for step in STEPS for name in step.outputs} | set(
-        RENAMED.values()
-    )
+    own = {
+        name.partition("/")[0] for step in (*STEPS, *SURVEY_STEPS) for name in step.outputs
+    } | set(RENAMED.values())
     own |= {"likelihoods", "figures", "ablations"}
     if not others or scores:
         return
@@ -204,7 +204,7 @@ def step_inputs(
         written: digests of the artefacts of each finished step.
         version: of the step; today's by default.
     """
-    *before, step = with_needs(name)
+    *before, step = with_needs(name, steps=steps_of(config))
     dumped = without_resources(config.model_dump(mode="json"))
     sections: dict[str, Any] = {}
     for entry in [part for each in (*before, step) for part in each.sections]:

@@ -18,7 +18,7 @@ from mop_jax.errors import DataError
 from mop_jax.pipeline.manifest import read_manifest, with_given, without_resources
 from mop_jax.pipeline.run_folder import InputChanged, RunFolder
 from mop_jax.pipeline.running import OnStep, Run
-from mop_jax.pipeline.steps import Step, with_needs
+from mop_jax.pipeline.steps import Step, steps_of, with_needs
 
 if TYPE_CHECKING:
     from mop_jax.pipeline.workspace import Workspace
@@ -262,7 +262,7 @@ def workspace_after(
         FaultError: see `run`.
     """
     folder = RunFolder(out, config, update=True)
-    steps = with_needs(*lasts)
+    steps = with_needs(*lasts, steps=steps_of(config))
     return _performed(Run(folder, None, beside), steps, on_step, None).space
 
 
@@ -278,8 +278,9 @@ def _run_until(
     config = source if isinstance(source, RunConfig) else read_config(source)
     if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
         out = out or source
+    steps = with_needs(last, steps=steps_of(config))
     folder = RunFolder(out or _default_folder(config), config, update=update)
-    return _performed(Run(folder, memory), with_needs(last), on_step, afterwards).folder.path
+    return _performed(Run(folder, memory), steps, on_step, afterwards).folder.path
 
 
 def _performed(

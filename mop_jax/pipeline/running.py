@@ -13,7 +13,7 @@ from mop_jax import progress
 from mop_jax.pipeline.inputs import INPUTS, Inputs
 from mop_jax.pipeline.manifest import step_inputs
 from mop_jax.pipeline.run_folder import RunFolder
-from mop_jax.pipeline.steps import Step, with_needs
+from mop_jax.pipeline.steps import Step, steps_of, with_needs
 
 if TYPE_CHECKING:
     from mop_jax.pipeline.workspace import Workspace
@@ -61,6 +61,8 @@ class Run:
             if readers:
                 known = self.folder.source(name)
                 self.folder.input(name, self.inputs.stamp(name, known, needed=bool(readers & due)))
+        if self.folder.config.survey is not None:
+            return
         if any(step.name == "personas" for step in self._due(steps)):
             evaluated = any(step.name == "evaluate" for step in steps)
             self.inputs.check_sizes(evaluated=evaluated)
@@ -73,7 +75,8 @@ class Run:
         """Steps to be done, as far as can be told before any is."""
         due: list[Step] = []
         for step in steps:
-            before = {other.name for other in with_needs(step.name)}
+            own = steps_of(self.folder.config)
+            before = {other.name for other in with_needs(step.name, steps=own)}
             if before & {other.name for other in due} or self.reasons(step) is not None:
                 due.append(step)
         return due

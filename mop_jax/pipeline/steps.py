@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mop_jax.errors import DataError
+
+if TYPE_CHECKING:
+    from mop_jax.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -131,13 +138,91 @@ STEPS = (
         ("sentence encoder",),
     ),
 )
+SURVEY_STEPS = (
+    Step(
+        "personas",
+        "Items, embeddings, personas, exemplars",
+        "mop_jax.pipeline.surveys.preparation:prepare_survey",
+        (),
+        (
+            "seed",
+            "survey",
+            "language_model",
+            "encoder",
+            "personas",
+            "exemplars",
+            "prompt.date",
+            "prompt.template_arguments",
+        ),
+        (
+            "personas.json",
+            "survey.json",
+            "cells.parquet",
+            "items.parquet",
+            "exemplars.parquet",
+            "embeddings.safetensors",
+        ),
+        ("population", "personas file", "language model", "sentence encoder"),
+    ),
+    Step(
+        "score",
+        "Log-likelihoods of the options",
+        "mop_jax.pipeline.surveys.scoring:score_survey",
+        ("personas",),
+        ("prompt", "candidates"),
+        ("options.safetensors", "prompted.safetensors"),
+        ("language model",),
+    ),
+    Step(
+        "fit",
+        "Posterior of the gate, groups and biases",
+        "mop_jax.pipeline.surveys.fitting:fit_survey",
+        ("score",),
+        ("model", "inference"),
+        ("posterior.safetensors", "posterior.nc", "fit.json"),
+        ("language model",),
+    ),
+    Step(
+        "evaluate",
+        "Held-out cells and questions",
+        "mop_jax.pipeline.surveys.evaluation:evaluate_survey",
+        ("fit",),
+        (),
+        ("metrics.json", "shares.csv", "cells.csv", "held_out.safetensors"),
+    ),
+    Step(
+        "figures",
+        "Figures",
+        "mop_jax.pipeline.surveys.drawing:draw_survey",
+        ("evaluate",),
+        (),
+        ("figures/elbo.png", "figures/shares.png", "figures/calibration.png"),
+    ),
+)
+"""Of a run of closed answers."""
 BY_NAME = {step.name: step for step in STEPS}
 
 
-def with_needs(*names: str) -> list[Step]:
-    """Steps and all that they need, in the order in which they are done."""
+def steps_of(config: RunConfig) -> tuple[Step, ...]:
+    """The steps of a run with this configuration."""
+    return STEPS if config.survey is None else SURVEY_STEPS
+
+
+def with_needs(*names: str, steps: Sequence[Step] = STEPS) -> list[Step]:
+    """Steps and all that they need, in the order in which they are done.
+
+    Raises:
+        DataError: if a run of this kind has no such step.
+    """
+    known = {step.name for step in steps}
+    for name in names:
+        if name not in known:
+            raise DataError(
+                f"A run of closed answers has no step {name!r}; there are "
+                f"{', '.join(step.name for step in steps)}."
+            )
     wanted = set(names)
-    for step in reversed(STEPS):
+    for step in reversed(steps):
         if step.name in wanted:
             wanted.update(step.needs)
-    return [step for step in STEPS if step.name in wanted]
+    return [step for step in steps if step.name in wanted]

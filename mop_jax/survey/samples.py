@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -213,3 +214,22 @@ def _grouped(
         )
     firsts = [first for first, _ in groups]
     return [groups[at][1] for at in np.searchsorted(firsts, codes.to_numpy(), side="right") - 1]
+
+
+class Sample(NamedTuple):
+    """A survey that a package carries.
+
+    Attributes:
+        path: of its file.
+        load: reads it.
+    """
+
+    path: str
+    load: Callable[[], Items | Answers]
+
+
+SAMPLES = {
+    "ces_2024": Sample(CES_CELLS, ces_2024),
+    "anes_1996": Sample(ANES_ANSWERS, anes_1996),
+}
+"""Surveys by name."""

@@ -1,0 +1,144 @@
+"""What the steps of a survey's run write and read back: items, option tables, designs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors.numpy import load_file, save
+
+from mop_jax import atomic
+from mop_jax.choices import ChoiceDesign, Grouping, OptionTable, Wording
+from mop_jax.components.personas import Persona, read_personas
+from mop_jax.config import RunConfig, SurveyConfig
+from mop_jax.models import MixtureData
+from mop_jax.pipeline.workspace import write_parquet
+from mop_jax.survey import Items, Question
+
+
+class SurveyRun:
+    """A survey's run folder, as its steps have written it.
+
+    Attributes:
+        path: the folder.
+        config: its configuration.
+    """
+
+    def __init__(self, path: Path, config: RunConfig):
+        """Nothing is read yet."""
+        self.path = path
+        self.config = config
+
+    @property
+    def section(self) -> SurveyConfig:
+        """The survey's section of the configuration."""
+        assert self.config.survey is not None
+        return self.config.survey
+
+    @property
+    def wording(self) -> Wording:
+        """How items are put."""
+        template = self.section.template
+        return Wording() if template is None else Wording(person=template)
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """All questions."""
+        listed = json.loads((self.path / "survey.json").read_text("utf-8"))["questions"]
+        return tuple(Question(**entry) for entry in listed)
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        return pd.read_parquet(self.path / "items.parquet")
+
+    @cached_property
+    def items(self) -> Items:
+        """All items, those of training cells and of held-out ones."""
+        frame = self._frame
+        counts = frame[[name for name in frame if name.startswith("count_")]].to_numpy()
+        return Items(
+            self.questions,
+            pd.read_parquet(self.path / "cells.parquet"),
+            frame["cell"].to_numpy(),
+            frame["question"].to_numpy(),
+            counts,
+            frame["people"].to_numpy(),
+        )
+
+    @cached_property
+    def is_test(self) -> np.ndarray:
+        """Which items are of held-out cells, bool [N]."""
+        return self._frame["held_out"].to_numpy()
+
+    @cached_property
+    def personas(self) -> list[Persona]:
+        """K personas."""
+        return read_personas(self.path / "personas.json")
+
+    @cached_property
+    def exemplars(self) -> pd.DataFrame:
+        """J exemplars; see `draw_exemplars`."""
+        return pd.read_parquet(self.path / "exemplars.parquet")
+
+    @cached_property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """Embeddings of contexts (items), personas and exemplars."""
+        return load_file(self.path / "embeddings.safetensors")
+
+    @cached_property
+    def design(self) -> ChoiceDesign:
+        """What all items share."""
+        cells = self.items.cells
+        return ChoiceDesign(
+            len(self.questions),
+            tuple(Grouping.of(name, cells) for name in self.section.groups),
+            self.vectors["persona"],
+            self.vectors["exemplar"],
+            cells.iloc[self.exemplars["cell"]].reset_index(drop=True),
+            self.vectors["exemplar_context"],
+        )
+
+    @cached_property
+    def table(self) -> OptionTable:
+        """The option table of all items."""
+        return read_table(self.path / "options.safetensors")
+
+    def data(self, which: np.ndarray, **maps: Any) -> MixtureData:
+        """What a model is fitted to, or asked about: the items where `which` [N] is true."""
+        index = np.flatnonzero(which)
+        return self.design.data(
+            self.items.take(index), self.table.take(index), self.vectors["context"][index], **maps
+        )
+
+
+def write_items(path: Path, items: Items, held_out: np.ndarray) -> None:
+    """Writes questions, cells and items into a run folder."""
+    questions = [asdict(question) for question in items.questions]
+    atomic.write_json(path / "survey.json", {"questions": questions})
+    frame = pd.DataFrame(
+        {
+            "cell": items.cell,
+            "question": items.question,
+            "held_out": held_out,
+            "people": items.people,
+            **{f"count_{m}": column for m, column in enumerate(items.counts.T)},
+        }
+    )
+    write_parquet(path / "cells.parquet", items.cells)
+    write_parquet(path / "items.parquet", frame)
+
+
+def write_table(path: Path, table: OptionTable) -> None:
+    """Writes an option table, atomically."""
+    arrays = {name: np.ascontiguousarray(values) for name, values in vars(table).items()}
+    atomic.write_bytes(path, save(dict(sorted(arrays.items()))))
+
+
+def read_table(path: Path) -> OptionTable:
+    """Reads what `write_table` wrote."""
+    return OptionTable(**load_file(path))

@@ -1,0 +1,105 @@
+"""A survey's third step: the posterior, and a second one without the question that is held out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mop_jax import atomic
+from mop_jax.config import RunConfig
+from mop_jax.inference import (
+    Posterior,
+    SVIFit,
+    checkpoints,
+    default_optimizer,
+    fit_svi,
+    posterior_draws,
+    save_posterior,
+    to_inference_data,
+    write_netcdf,
+)
+from mop_jax.models import MixtureData, mixture_of_choices
+from mop_jax.pipeline.fitting import convergence_of
+from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.workspace import Workspace
+
+# Streams of random numbers; see `mop_jax.pipeline.fitting`.
+_FIT, _DRAWS, _UNSEEN = 2**31 + 11, 2**31 + 12, 2**31 + 13
+_CHECKPOINTS = ".fit"
+# Steps of a fit: few parameters, whose whitened guide starts at the posterior's Laplace form.
+_STEPS = 2000
+
+
+def fit_survey(space: Workspace) -> None:
+    """Writes the posteriors, their convergence, and the main one as ArviZ's InferenceData."""
+    run, config = SurveyRun(space.path, space.config), space.config
+    training = ~run.is_test
+    data = run.data(training)
+    main = _fit(run, data, _FIT)
+    posterior = _draws(main, config)
+    report = {"mop": convergence_of(main)}
+    save_posterior(space.path / "posterior.safetensors", posterior)
+    items = run.items.take(training)
+    inference_data = to_inference_data(
+        posterior,
+        data,
+        record_ids=[_item_id(items, n) for n in range(len(items))],
+        attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
+    )
+    write_netcdf(space.path / "posterior.nc", inference_data)
+    if run.section.hold_out_question is not None:
+        ids = [question.id for question in run.questions]
+        rest = training & (run.items.question != ids.index(run.section.hold_out_question))
+        second = _fit(run, run.data(rest), _UNSEEN)
+        report["mop_without_question"] = convergence_of(second)
+        save_posterior(unseen_path(space.path), _draws(second, config))
+    atomic.write_json(space.path / "fit.json", report)
+    checkpoints.remove(space.path / _CHECKPOINTS)
+
+
+def unseen_path(folder: Path) -> Path:
+    """Where the posterior without the held-out question is kept."""
+    return folder / "ablations" / "without_question.safetensors"
+
+
+def model_arguments(config: RunConfig) -> dict[str, Any]:
+    """Arguments of `mixture_of_choices`: what the configuration gives, else the model's own."""
+    given = config.model.model_dump(exclude_unset=True)
+    survey = config.survey
+    assert survey is not None
+    return {
+        **given,
+        "option_bias": survey.calibration == "learned",
+        "dispersion": survey.dispersion,
+    }
+
+
+def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
+    section = run.config.inference
+    num_steps = section.num_steps or _STEPS
+    return fit_svi(
+        jax.random.fold_in(jax.random.key(run.config.seed), stream),
+        data,
+        model=mixture_of_choices,
+        model_kwargs=model_arguments(run.config),
+        guide=section.guide,
+        optimizer=default_optimizer(num_steps, section.learning_rate),
+        num_steps=num_steps,
+        batch_size=section.batch_size,
+        num_particles=section.num_particles,
+        checkpoint=run.path / _CHECKPOINTS,
+        maximum_likelihood=section.maximum_likelihood,
+    )
+
+
+def _draws(fitted: SVIFit, config: RunConfig) -> Posterior:
+    key = jax.random.fold_in(jax.random.key(config.seed), _DRAWS)
+    return posterior_draws(fitted, key, config.inference.num_draws)
+
+
+def _item_id(items: Any, n: int) -> str:
+    cell = "|".join(items.covariates_of(int(items.cell[n])).values())
+    return f"{items.questions[items.question[n]].id}|{cell}"

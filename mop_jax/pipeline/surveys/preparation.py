@@ -1,0 +1,201 @@
+"""A survey's first step: items read and split, personas written, exemplars drawn, all embedded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from mop_jax.choices import Wording, draw_exemplars
+from mop_jax.components.personas import (
+    Persona,
+    read_personas,
+    record_texts,
+    synthesise_personas,
+    write_personas,
+)
+from mop_jax.config import SurveyConfig
+from mop_jax.errors import DataError
+from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_items
+from mop_jax.pipeline.workspace import Workspace, write_arrays, write_parquet
+from mop_jax.population.population import Population
+from mop_jax.resources import resolve_path
+from mop_jax.survey import (
+    Answers,
+    Items,
+    answers_from_long,
+    answers_from_wide,
+    codebook_of,
+    items_from_cells,
+    questions_from_table,
+    read_survey,
+)
+from mop_jax.survey.samples import SAMPLES
+
+# Answers that personas are made from: more say no more of a population to a small model.
+_ANSWERS = 300
+
+
+def prepare_survey(space: Workspace) -> None:
+    """Writes items, personas, exemplars and embeddings."""
+    run, config = SurveyRun(space.path, space.config), space.config
+    items = read_items(run.section)
+    held_out = _held_out(items, run.section, config.seed)
+    unseen = _unseen_question(items, run.section)
+    seen = items.take(~held_out & (items.question != unseen))
+    exemplars = draw_exemplars(seen, config.exemplars.num_exemplars, run.wording, seed=config.seed)
+    items = _without_shown(items, exemplars)
+    personas = _personas(space, seen, run.wording)
+    people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
+    contexts = [
+        f"{items.questions[q].text} {people[i]}"
+        for i, q in zip(items.cell, items.question, strict=True)
+    ]
+    shown = [
+        f"{items.questions[q].text} {people[i]}"
+        for i, q in zip(exemplars["cell"], exemplars["question"], strict=True)
+    ]
+    answered = [f"{c} {r}" for c, r in zip(shown, exemplars["response"], strict=True)]
+    encode = space.encoder.encode
+    write_personas(space.path / "personas.json", personas)
+    write_parquet(space.path / "exemplars.parquet", exemplars)
+    write_items(space.path, items, held_out)
+    write_arrays(
+        space.path / "embeddings.safetensors",
+        {
+            "context": encode(contexts),
+            "persona": encode([persona.text for persona in personas]),
+            "exemplar": encode(answered),
+            "exemplar_context": encode(shown),
+        },
+    )
+
+
+def read_items(section: SurveyConfig) -> Items:
+    """The survey's answers, counted by cell and question.
+
+    Raises:
+        DataError: naming the row or column that is at fault.
+    """
+    if section.sample is not None:
+        found = SAMPLES[section.sample].load()
+        return found.items() if isinstance(found, Answers) else found
+    assert section.path is not None
+    table = read_survey(
+        section.path,
+        needed=_columns(section),
+        separator=section.separator,
+        encoding=section.encoding,
+        sheet=section.sheet,
+        value_labels=section.value_labels,
+    )
+    missing = [str(answer) for answer in section.missing]
+    if section.questions is None:
+        questions = questions_from_table(table, missing=missing)
+    else:
+        assert not isinstance(section.questions, str), "the configuration's reader reads codebooks"
+        entries = [question.model_dump(exclude_unset=True) for question in section.questions]
+        questions = codebook_of(entries, missing=missing, table=table)
+    if section.layout == "cells":
+        return items_from_cells(
+            table,
+            questions,
+            section.covariates,
+            cell_id=section.cell_id,
+            question=section.question_column or "question",
+            option=section.answer_column or "option",
+            share=section.share,
+            n=section.n,
+            count=section.count,
+            source=section.path,
+        )
+    shared = {
+        "weight": section.weight,
+        "strata": section.strata,
+        "psu": section.psu,
+        "covariate_missing": section.covariate_missing,
+        "source": section.path,
+    }
+    if section.layout == "wide":
+        answers = answers_from_wide(table, questions, section.covariates, id=section.id, **shared)
+    else:
+        assert section.id and section.question_column and section.answer_column
+        answers = answers_from_long(
+            table,
+            questions,
+            section.covariates,
+            id=section.id,
+            question_column=section.question_column,
+            answer_column=section.answer_column,
+            **shared,
+        )
+    return answers.items()
+
+
+def _columns(section: SurveyConfig) -> list[str]:
+    """Columns that the section names."""
+    own = [section.weight, section.strata, section.psu, section.share, section.n, section.count]
+    own += [section.id, section.question_column, section.answer_column, section.cell_id]
+    covariates = [] if section.cell_id else section.covariates
+    return [*covariates, *(name for name in own if name is not None)]
+
+
+def _held_out(items: Items, section: SurveyConfig, seed: int) -> np.ndarray:
+    """Items of cells that nothing is fitted to, bool [N]."""
+    _, test = items.split_cells(section.hold_out_cells, seed)
+    return np.isin(items.cell, test.cell)
+
+
+def _unseen_question(items: Items, section: SurveyConfig) -> int:
+    """Index of the question that a second fit does without; −1 for none.
+
+    No exemplar answers it: the second fit would have seen it then.
+    """
+    if section.hold_out_question is None:
+        return -1
+    ids = [question.id for question in items.questions]
+    if section.hold_out_question not in ids:
+        raise DataError(
+            f"survey.hold_out_question is {section.hold_out_question!r}; the questions are "
+            f"{', '.join(ids)}."
+        )
+    if len(ids) < 2:
+        raise DataError("survey.hold_out_question needs a second question to learn from.")
+    return ids.index(section.hold_out_question)
+
+
+def _without_shown(items: Items, exemplars) -> Items:
+    """The same items without the people whose answers are shown: nobody is shown and counted."""
+    counts, people = items.counts.copy(), items.people.copy()
+    for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
+        item = np.flatnonzero((items.cell == cell) & (items.question == question))[0]
+        counts[item, option] -= min(1.0, counts[item, option])
+        people[item] = max(people[item] - 1.0, 0.0)
+    return replace(items, counts=counts, people=people)
+
+
+def _personas(space: Workspace, items: Items, wording: Wording) -> list[Persona]:
+    """The user's own, or what the language model makes of answers."""
+    section = space.config.personas
+    if section.texts is not None:
+        return [Persona(text) for text in section.texts]
+    if section.path is not None:
+        return read_personas(resolve_path(section.path))
+    answers = draw_exemplars(items, min(_ANSWERS, len(items)), wording, seed=space.config.seed + 1)
+    records = Population(
+        ids=[str(i) for i in range(len(answers))],
+        contexts=answers["context"].tolist(),
+        responses=answers["response"].tolist(),
+    )
+    made, _ = synthesise_personas(
+        records,
+        space.encoder.encode(record_texts(records)),
+        space.language_model,
+        section.num_personas,
+        seed=space.config.seed,
+        records_per_persona=section.records_per_persona,
+        max_new_tokens=section.max_new_tokens,
+        chat_settings=space.config.prompt.chat_settings,
+        described_from=section.described_from,
+    )
+    return made
