@@ -216,9 +216,8 @@ def _scored(
     groups: list[tuple[int, ...]] = []
     pairs: list[tuple[int, int]] = []  # prompt and option
     for n, c in zip(*(index.tolist() for index in np.nonzero(used)), strict=True):
-        q, k, j, r = (
-            int(x) for x in (items.question[n], persona[n, c], exemplar[n, c], order[n, c])
-        )
+        k, j, r = (int(index[n, c]) for index in (persona, exemplar, order))
+        q = int(items.question[n])
         ask = partial(wording.ask, items.questions[q], order=orders[q][r])
         pairs += [(len(asked), m) for m in range(len(responses[q]))]
         asked.append(build(ask, people[int(items.cell[n])], k, j))

@@ -100,9 +100,9 @@ def _refuse_other_folders(path: Path, anew: bool) -> None:
     found = path.iterdir() if path.exists() else ()
     others = {p.name for p in found if not p.name.startswith(".")}
     scores = others == {"likelihoods"}
-    own = {
-        name.partition("/")[0] for step in (*STEPS, *SURVEY_STEPS) for name in step.outputs
-    } | set(RENAMED.values())
+    steps = (*STEPS, *SURVEY_STEPS)
+    own = {name.partition("/")[0] for step in steps for name in step.outputs}
+    own |= set(RENAMED.values())
     own |= {"likelihoods", "figures", "ablations"}
     if not others or scores:
         return

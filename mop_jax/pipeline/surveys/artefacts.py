@@ -60,7 +60,7 @@ class SurveyRun:
     def items(self) -> Items:
         """All items, those of training cells and of held-out ones."""
         frame = self._frame
-        counts = frame[[name for name in frame if name.startswith("count_")]].to_numpy()
+        counts = frame[[name for name in frame if str(name).startswith("count_")]].to_numpy()
         return Items(
             self.questions,
             pd.read_parquet(self.path / "cells.parquet"),

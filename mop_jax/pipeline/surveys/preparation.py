@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mop_jax.choices import Wording, draw_exemplars
 from mop_jax.components.personas import (
@@ -109,7 +111,7 @@ def read_items(section: SurveyConfig) -> Items:
             count=section.count,
             source=section.path,
         )
-    shared = {
+    shared: dict[str, Any] = {
         "weight": section.weight,
         "strata": section.strata,
         "psu": section.psu,
@@ -119,7 +121,10 @@ def read_items(section: SurveyConfig) -> Items:
     if section.layout == "wide":
         answers = answers_from_wide(table, questions, section.covariates, id=section.id, **shared)
     else:
-        assert section.id and section.question_column and section.answer_column
+        # The configuration's own checks see to it.
+        assert section.id is not None
+        assert section.question_column is not None
+        assert section.answer_column is not None
         answers = answers_from_long(
             table,
             questions,
@@ -164,7 +169,7 @@ def _unseen_question(items: Items, section: SurveyConfig) -> int:
     return ids.index(section.hold_out_question)
 
 
-def _without_shown(items: Items, exemplars) -> Items:
+def _without_shown(items: Items, exemplars: pd.DataFrame) -> Items:
     """The same items without the people whose answers are shown: nobody is shown and counted."""
     counts, people = items.counts.copy(), items.people.copy()
     for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
