@@ -18,7 +18,6 @@ from rich.console import Console
 
 from mop_jax import interruption, notes, progress
 from mop_jax.errors import MopError
-from mop_jax.pipeline.steps import BY_NAME
 
 app = typer.Typer(
     add_completion=False,
@@ -248,7 +247,9 @@ def benchmark(
     with _one_sentence():
         _prepare()
         from mop_jax.benchmark import make_table
+        from mop_jax.pipeline.steps import STEPS
 
+        titles = {step.name: step.title for step in STEPS}
         chosen = None if methods is None else [name.strip() for name in methods.split(",")]
         make_table(
             table,
@@ -258,7 +259,7 @@ def benchmark(
             seeds=range(seeds),
             num_samples=number,
             methods=chosen,
-            on_step=_Steps(Console(stderr=True)),
+            on_step=_Steps(Console(stderr=True), titles),
         )
         Console().print((out / f"{table}.md").read_text("utf-8"), markup=False, highlight=False)
         Console().print(f"{out / table}.csv, .md and figures are written.", soft_wrap=True)
@@ -304,9 +305,8 @@ def _whole(config: str, out: Path | None, update: bool, memory: float | None) ->
         from mop_jax import pipeline
 
         _prepare()
-        path = pipeline.run(
-            config, out, update=update, memory=memory, on_step=_Steps(Console(stderr=True))
-        )
+        steps = _Steps(Console(stderr=True), pipeline.step_titles(config))
+        path = pipeline.run(config, out, update=update, memory=memory, on_step=steps)
         from mop_jax.pipeline.summary import results_table
 
         results_table(path, Console())
@@ -317,14 +317,15 @@ def _evaluated(config: str, out: Path | None, update: bool, memory: float | None
         from mop_jax import pipeline
 
         _prepare()
-        steps, console = _Steps(Console(stderr=True)), Console()
+        titles, console = pipeline.step_titles(config), Console()
+        steps = _Steps(Console(stderr=True), titles)
         for step in (pipeline.evaluate, pipeline.likeness):
             path = step(config, out, update=update, memory=memory, on_step=steps)
         from mop_jax.pipeline.summary import held_out_table, likeness_tables
 
         for table in (held_out_table(path), *likeness_tables(path)):
             console.print(table)
-        console.print(f"{BY_NAME['evaluate'].title}: done in {path}", soft_wrap=True)
+        console.print(f"{titles['evaluate']}: done in {path}", soft_wrap=True)
 
 
 def _step(
@@ -340,9 +341,10 @@ def _step(
 
         _prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
-        steps = _Steps(Console(stderr=True))
+        titles = pipeline.step_titles(config)
+        steps = _Steps(Console(stderr=True), titles)
         path = step(config, out, update=update, memory=memory, on_step=steps, **options)
-        Console().print(f"{BY_NAME[name].title}: done in {path}", soft_wrap=True)
+        Console().print(f"{titles[name]}: done in {path}", soft_wrap=True)
 
 
 @contextmanager
@@ -368,14 +370,15 @@ def _one_sentence() -> Iterator[None]:
 class _Steps:
     """Says which step is under way and how long each took."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, titles: dict[str, str]):
         self._console = console
+        self._titles = titles
         self._begun: dict[str, float] = {}
 
     def __call__(self, step: str, begun: bool) -> None:
         if begun:
             self._begun[step] = time.monotonic()
-            self._console.print(f"[bold]{BY_NAME[step].title}[/bold]")
+            self._console.print(f"[bold]{self._titles[step]}[/bold]")
             return
         seconds = time.monotonic() - self._begun[step]
         self._console.print(f"  done in {seconds:.1f} s" if seconds > 0.5 else "  already there")

@@ -8,6 +8,7 @@ from .pipeline import (
     run,
     score,
     simulate,
+    step_titles,
 )
 from .run_folder import RunFolder
 from .steps import STEPS, Step
@@ -27,4 +28,5 @@ __all__ = [
     "run",
     "score",
     "simulate",
+    "step_titles",
 ]

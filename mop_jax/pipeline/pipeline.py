@@ -200,6 +200,12 @@ def read_config(source: str | Path) -> RunConfig:
     return with_given(_found_again(config, path), manifest["given"])
 
 
+def step_titles(source: Source) -> dict[str, str]:
+    """What each step of a run is called for a reader, by its name."""
+    config = source if isinstance(source, RunConfig) else read_config(source)
+    return {step.name: step.title for step in steps_of(config)}
+
+
 def _found_again(config: RunConfig, folder: Path) -> RunConfig:
     """Older runs keep paths as they were counted from a project's folder, above that of the run."""
     changes: dict[str, Any] = {}
