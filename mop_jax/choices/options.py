@@ -49,13 +49,13 @@ class OptionTable:
 
     @property
     def log_mass(self) -> np.ndarray:
-        """Log-probability of all options together under each candidate, [N, C], at most 0.
+        """Log-probability of all options together under each candidate, [N, C]; NaN for padding.
 
         What is missing to 0 went to texts that are no option: a model that does not take the
         question as a closed one says so here.
         """
         masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
-        return logsumexp(masked, axis=-1)
+        return np.where(self.log_weight > -np.inf, logsumexp(masked, axis=-1), np.nan)
 
     def probs(self) -> np.ndarray:
         """Options' probabilities under each candidate at τ = 1, [N, C, M]."""
