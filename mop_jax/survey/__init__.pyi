@@ -1,2 +1,4 @@
-from mop_jax.survey.items import Items as Items
-from mop_jax.survey.questions import Question as Question
+from .items import Items
+from .questions import Question
+
+__all__ = ["Items", "Question"]
