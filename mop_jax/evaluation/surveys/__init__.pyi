@@ -1,4 +1,5 @@
 from .averages import by_group, by_item, by_question, overall
+from .base import Fitted, SurveyMethod, register_method
 from .calibration import calibration, coverage, sample_shares
 from .fidelity import population_fidelity
 from .floors import noise_floor
@@ -16,7 +17,6 @@ from .measures import (
     total_variation,
     variance_ratio,
 )
-from .base import Fitted, SurveyMethod, register_method
 from .methods import SURVEY_METHODS
 from .mrp import MRP
 from .registry import SURVEY_MEASURES, SurveyMeasure, register_measure

@@ -146,9 +146,7 @@ def _row(
     return row
 
 
-def _value(
-    measure: SurveyMeasure, p: np.ndarray, items: Items, average: Average | None
-) -> float:
+def _value(measure: SurveyMeasure, p: np.ndarray, items: Items, average: Average | None) -> float:
     """NaN where the measure is not defined."""
     if measure.of == "item":
         return weighted_mean(measure.function(p, items), item_weights(measure, items, average))

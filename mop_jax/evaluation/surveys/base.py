@@ -1,7 +1,7 @@
 """What a method without a language model is: fit to answers counted by cell, predict other cells.
 
-A method is one class and one `register_method`. Its predictions are draws of shares, from a posterior or
-from a bootstrap, so that intervals of all methods are judged alike.
+A method is one class and one `register_method`. Its predictions are draws of shares, from a
+posterior or from a bootstrap, so that intervals of all methods are judged alike.
 """
 
 from __future__ import annotations

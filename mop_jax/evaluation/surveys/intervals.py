@@ -116,9 +116,7 @@ def _replicates(
     if measure.of == "item":
         weights = item_weights(measure, items, average)
         of_items = [measure.function(p, items) for p in arrays]
-        values = [
-            [weighted_mean(v, weights * drawn[of_item]) for v in of_items] for drawn in times
-        ]
+        values = [[weighted_mean(v, weights * drawn[of_item]) for v in of_items] for drawn in times]
         return means, np.asarray(values)
     values = []
     for drawn in times:

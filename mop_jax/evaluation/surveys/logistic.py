@@ -77,9 +77,7 @@ class MultinomialLogistic:
             report[question.id] = {"C": float(strength), "cells": len(index)}
         return _FittedLogistic(names, of_question, report)
 
-    def _chosen(
-        self, design: np.ndarray, answers: np.ndarray, rng: np.random.Generator
-    ) -> float:
+    def _chosen(self, design: np.ndarray, answers: np.ndarray, rng: np.random.Generator) -> float:
         """The strength with the best log score of left-out cells; the stronger penalty of two."""
         fold = rng.permutation(np.arange(len(design)) % min(self.folds, len(design)))
         scores = []
@@ -138,7 +136,7 @@ def _coefficients(design: np.ndarray, answers: np.ndarray, strength: float) -> n
 
 
 def _log_shares(design: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
-    """log p of cells, [cells, M], or of draws of coefficients, [S, cells, M]."""
+    """Logarithms of shares of cells, [cells, M], or of draws of coefficients, [S, cells, M]."""
     logits = coefficients[..., :1, :] + design @ coefficients[..., 1:, :]
     logits = logits - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

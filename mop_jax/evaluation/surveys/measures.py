@@ -136,8 +136,8 @@ def variance_ratio(p: ArrayLike, items: Items) -> float:
     d is the normalised earth mover's distance of an ordered question, and the total variation of
     one without an order. From 0 to ∞, best at 1: 0 if all cells are predicted alike, above 1 if
     differences between groups are overdone. It is the ratio of adaptability, `adaptability_ratio`,
-    of the Population Fidelity Score in `popfidelity` (da Silva et al., 2026). Sampling error spreads
-    small cells, too, so that true shares have a ratio a little below 1; the noise floor tells.
+    of the Population Fidelity Score in `popfidelity` (da Silva et al., 2026). Sampling error moves
+    small cells apart, too, so that true shares have a ratio a little below 1.
 
     Args:
         p: predicted shares [N, M], or draws [S, N, M], whose mean is judged.
@@ -168,10 +168,11 @@ def between_group_structure(p: ArrayLike, items: Items) -> float:
         marginal are.
     """
     predicted, real = _between_cells(p, items)
-    # Rounding leaves the distances of equal predictions at 1e-17, whose ranks would be noise.
-    if min(np.ptp(predicted), np.ptp(real)) < 1e-12:
+    # Distances of small cells are often equal, and rounding would rank them at random.
+    ranks = [rankdata(np.round(distances, 12)) for distances in (predicted, real)]
+    if not all(map(np.ptp, ranks)):
         return float("nan")
-    return float(np.corrcoef(rankdata(predicted), rankdata(real))[0, 1])
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _between_cells(p: ArrayLike, items: Items) -> tuple[np.ndarray, np.ndarray]:

@@ -52,8 +52,8 @@ class MRP:
     """
 
     interactions: tuple[tuple[str, ...], ...] = ()
-    num_warmup: int = 400
-    num_samples: int = 400
+    num_warmup: int = 300
+    num_samples: int = 300
     num_chains: int = 2
     prior_scale: float = 1.0
     intercept_scale: float = 2.0
@@ -107,19 +107,18 @@ class MRP:
         place = {row: c for c, row in enumerate(cells)}
         totals = np.zeros((len(cells), question.num_options))
         np.add.at(totals, [place[row] for row in rows], counts)
-        levels = [sorted({_level(row, term, names) for row in cells}) for term in terms]
-        level = [
-            [known.index(_level(row, term, names)) for row in cells]
-            for known, term in zip(levels, terms)
+        columns = [
+            (v, level)
+            for v, term in enumerate(terms)
+            for level in sorted({_level(row, term, names) for row in cells})
+        ]
+        design = [
+            [1.0, *(_level(row, terms[v], names) == level for v, level in columns)] for row in cells
         ]
         basis = polynomial_contrasts(question.num_options)
-        data = CellData(
-            jnp.asarray(totals, jnp.float32),
-            jnp.asarray(level, jnp.int32).reshape(len(terms), len(cells)),
-            jnp.asarray(basis, jnp.float32),
-        )
+        data = CellData(*(jnp.asarray(x, jnp.float32) for x in (totals, design, basis)))
         mcmc = sampler(
-            tuple(map(len, levels)), question.ordered, self.prior_scale, self.intercept_scale,
+            tuple(v for v, _ in columns), question.ordered, self.prior_scale, self.intercept_scale,
             self.num_warmup, self.num_samples, self.num_chains,
         )  # fmt: skip
         mcmc.run(key, data, extra_fields=("diverging",))
@@ -138,10 +137,8 @@ class MRP:
                 stacklevel=3,
             )
         flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in chains.items()}
-        scale = flat["term_scale"]
-        effects = [scale[:, v, None] * flat[f"term_{v}"] for v in range(len(terms))]
         draws = _Draws(
-            cells, levels, basis, flat["intercept"], effects, scale, flat["cell_scale"],
+            cells, columns, basis, flat["effect"], flat["term_scale"], flat["cell_scale"],
             flat["logits"],
         )  # fmt: skip
         return draws, report
@@ -151,10 +148,9 @@ class _Draws(NamedTuple):
     """Posterior draws of one question, with D contrasts."""
 
     cells: list[tuple[str, ...]]
-    levels: list[list[tuple[str, ...]]]
+    columns: list[tuple[int, tuple[str, ...]]]  # term and level of each effect but the first
     basis: np.ndarray  # [D, M]
-    intercept: np.ndarray  # [S, D]
-    effects: list[np.ndarray]  # of each term [S, levels, D]
+    effects: np.ndarray  # the intercept and those of the columns [S, P, D]
     term_scale: np.ndarray  # [S, V, D or 1]
     cell_scale: np.ndarray  # [S, D or 1]
     logits: np.ndarray  # of training cells [S, C, D]
@@ -170,7 +166,7 @@ class _FittedMRP:
 
     def predict(self, items: Items) -> np.ndarray:
         check_covariates(items, self.names, "MRP")
-        num_draws = len(next(iter(self.of_question.values())).intercept)
+        num_draws = len(next(iter(self.of_question.values())).effects)
         draws = np.zeros((num_draws, *items.mask.shape))
         for question, index in asked_questions(items, self.of_question, "MRP").items():
             place = list(self.of_question).index(question)
@@ -189,15 +185,17 @@ class _FittedMRP:
         self, fitted: _Draws, rows: list[tuple[str, ...]], rng: np.random.Generator
     ) -> np.ndarray:
         """Of distinct cells, [S, cells, D]."""
-        shape = fitted.intercept.shape
-        logits = np.repeat(fitted.intercept[:, None], len(rows), axis=1).astype(np.float64)
+        intercept = fitted.effects[:, 0].astype(np.float64)
+        shape = intercept.shape
+        logits = np.repeat(intercept[:, None], len(rows), axis=1)
+        place = {column: 1 + p for p, column in enumerate(fitted.columns)}
         for v, term in enumerate(self.terms):
             # One draw for a level that training has not seen, whichever cells have it.
             unseen: dict[tuple[str, ...], np.ndarray] = {}
             for r, row in enumerate(rows):
                 level = _level(row, term, self.names)
-                if level in fitted.levels[v]:
-                    logits[:, r] += fitted.effects[v][:, fitted.levels[v].index(level)]
+                if (v, level) in place:
+                    logits[:, r] += fitted.effects[:, place[v, level]]
                     continue
                 if level not in unseen:
                     unseen[level] = fitted.term_scale[:, v] * rng.standard_normal(shape)

@@ -71,6 +71,4 @@ def ces(folder: Path) -> Items:
         place = ids.index(row.cell_id), q
         counts[(*place, questions[q].options.index(row.option))] = row.share * row.n
         people[place] = row.n
-    return survey(
-        counts.reshape(-1, counts.shape[2]), questions, cells, people=people.reshape(-1)
-    )
+    return survey(counts.reshape(-1, counts.shape[2]), questions, cells, people=people.reshape(-1))
