@@ -51,7 +51,8 @@ def population_fidelity(p: ArrayLike, items: Items) -> pd.DataFrame:
             of_question = side[chosen, : question.num_options]
             of_question = of_question / of_question.sum(1, keepdims=True)
             sides.append(Cells(labels, question.options, of_question, items.people[chosen]))
-        scored = score(*sides, threads=1)
+        real, simulated = sides
+        scored = score(real, simulated, threads=1)
         names = ("pfs", "score_accuracy", "score_adaptability", "score_structure")
         rows.append({"question": question.id, **{name: scored[name] for name in names}})
     if not rows:

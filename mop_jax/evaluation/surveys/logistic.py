@@ -16,7 +16,6 @@ from mop_jax.evaluation.surveys.base import (
     asked_questions,
     check_covariates,
     covariate_rows,
-    register_method,
 )
 from mop_jax.evaluation.surveys.shares import effective_counts
 from mop_jax.survey import Items, Question
@@ -140,6 +139,3 @@ def _log_shares(design: np.ndarray, coefficients: np.ndarray) -> np.ndarray:
     logits = coefficients[..., :1, :] + design @ coefficients[..., 1:, :]
     logits = logits - logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-register_method(MultinomialLogistic())

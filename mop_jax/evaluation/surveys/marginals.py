@@ -12,7 +12,6 @@ from mop_jax.evaluation.surveys.base import (
     Fitted,
     answered_questions,
     asked_questions,
-    register_method,
 )
 from mop_jax.evaluation.surveys.shares import effective_counts
 from mop_jax.survey import Items, Question
@@ -90,7 +89,3 @@ class _FittedMarginal:
             shares = rng.dirichlet(self.totals[question] + 0.5, size=self.num_draws)
             draws[:, index, : question.num_options] = shares[:, None]
         return draws
-
-
-register_method(Uniform())
-register_method(PooledMarginal())

@@ -1,12 +1,14 @@
 """The methods by name; importing this module registers those that ship with the package."""
 
-# isort: off
-# In the order of tables and figures.
-from mop_jax.evaluation.surveys import marginals as marginals
-from mop_jax.evaluation.surveys import logistic as logistic
-from mop_jax.evaluation.surveys import mrp as mrp
+from __future__ import annotations
 
-# isort: on
-from mop_jax.evaluation.surveys.base import SURVEY_METHODS
+from mop_jax.evaluation.surveys.base import SURVEY_METHODS, register_method
+from mop_jax.evaluation.surveys.logistic import MultinomialLogistic
+from mop_jax.evaluation.surveys.marginals import PooledMarginal, Uniform
+from mop_jax.evaluation.surveys.mrp import MRP
 
 __all__ = ["SURVEY_METHODS"]
+
+# Here and not beside each class: whoever imports one class must not change the order of tables.
+for _method in (Uniform(), PooledMarginal(), MultinomialLogistic(), MRP()):
+    register_method(_method)

@@ -25,7 +25,6 @@ from mop_jax.evaluation.surveys.base import (
     asked_questions,
     check_covariates,
     covariate_rows,
-    register_method,
 )
 from mop_jax.evaluation.surveys.mrp_model import CellData, polynomial_contrasts, sampler
 from mop_jax.evaluation.surveys.shares import effective_counts
@@ -74,7 +73,7 @@ class MRP:
         """
         if self.num_chains < 2:
             raise DataError("MRP was given one chain; R-hat compares two at least.")
-        terms = [(name,) for name in items.covariates]
+        terms: list[tuple[str, ...]] = [(name,) for name in items.covariates]
         for interaction in self.interactions:
             for name in interaction:
                 if name not in items.covariates:
@@ -118,8 +117,8 @@ class MRP:
         basis = polynomial_contrasts(question.num_options)
         data = CellData(*(jnp.asarray(x, jnp.float32) for x in (totals, design, basis)))
         mcmc = sampler(
-            tuple(v for v, _ in columns), question.ordered, self.prior_scale, self.intercept_scale,
-            self.num_warmup, self.num_samples, self.num_chains,
+            totals.shape, tuple(v for v, _ in columns), question.ordered, self.prior_scale,
+            self.intercept_scale, self.num_warmup, self.num_samples, self.num_chains,
         )  # fmt: skip
         mcmc.run(key, data, extra_fields=("diverging",))
         chains = {k: np.asarray(v) for k, v in mcmc.get_samples(group_by_chain=True).items()}
@@ -210,6 +209,3 @@ class _FittedMRP:
 
 def _level(row: tuple[str, ...], term: tuple[str, ...], names: list[str]) -> tuple[str, ...]:
     return tuple(row[names.index(name)] for name in term)
-
-
-register_method(MRP())

@@ -125,6 +125,7 @@ def _standard_normal(rows: int, columns: int) -> dist.Distribution:
 
 @lru_cache(maxsize=16)
 def sampler(
+    shape: tuple[int, int],
     term: tuple[int, ...],
     by_contrast: bool,
     prior_scale: float,
@@ -133,7 +134,11 @@ def sampler(
     num_samples: int,
     num_chains: int,
 ) -> MCMC:
-    """A sampler that keeps what it compiled for data of one shape."""
+    """A sampler that keeps what it compiled for counts of one shape [C, M].
+
+    Learning curves and repeated studies fit many surveys of the same cells, and compiling takes as
+    long as sampling.
+    """
 
     def model(data: CellData) -> None:
         multilevel_logit(

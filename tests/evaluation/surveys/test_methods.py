@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
+from numpyro import handlers
 from scipy.stats import binom
 
 from mop_jax.errors import DataError
 from mop_jax.evaluation import surveys
 from mop_jax.evaluation.surveys import MRP, SURVEY_METHODS, MultinomialLogistic, PooledMarginal
-from mop_jax.evaluation.surveys.mrp_model import polynomial_contrasts
+from mop_jax.evaluation.surveys.mrp_model import CellData, multilevel_logit, polynomial_contrasts
 from mop_jax.survey import Question
 from tests.evaluation.surveys.surveys import SCALE, VOTE, grid, simulated, survey
 
@@ -123,7 +126,47 @@ def test_contrasts_are_orthonormal_and_start_with_the_scale():
     basis = polynomial_contrasts(5)
     np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-12)
     np.testing.assert_allclose(basis.sum(1), 0, atol=1e-12)
-    np.testing.assert_allclose(basis[0], np.arange(-2, 3) / np.sqrt(10))
+    np.testing.assert_allclose(basis[0], np.arange(-2, 3) / np.sqrt(10), atol=1e-12)
+
+
+@pytest.mark.parametrize("by_contrast", [True, False])
+def test_the_change_of_variables_is_exact(by_contrast):
+    """The density that is sampled is the plain model's times the Jacobian, taken numerically."""
+    rng = np.random.default_rng(0)
+    basis = polynomial_contrasts(3)
+    design = np.array([[1, 1, 0], [1, 0, 1], [1, 1, 0], [1, 0, 1]], float)
+    counts = rng.multinomial(30, [0.2, 0.3, 0.5], size=4)
+    data = CellData(*(jnp.asarray(x, jnp.float32) for x in (counts, design, basis)))
+    term_scale = rng.uniform(0.2, 1, (1, 2 if by_contrast else 1))
+    cell_scale = rng.uniform(0.2, 1, 2 if by_contrast else 1)
+    start = rng.normal(size=2 * 3 + 2 * 4)
+    scale = np.broadcast_to(np.stack([[2.0] * 2, *[np.broadcast_to(term_scale[0], 2)] * 2]), (3, 2))
+
+    def run(xi):
+        sites = {"term_scale": term_scale, "cell_scale": cell_scale,
+                 "effect_xi": xi[:6].reshape(2, 3), "cell_xi": xi[6:].reshape(2, 4)}  # fmt: skip
+        program = handlers.substitute(multilevel_logit, {k: jnp.asarray(v, jnp.float32)
+                                                         for k, v in sites.items()})  # fmt: skip
+        return handlers.trace(program).get_trace(
+            data, term=(0, 0), by_contrast=by_contrast, prior_scale=1.0, intercept_scale=2.0
+        )
+
+    def standardised(xi):
+        trace = run(xi)
+        effect, logits = trace["effect"]["value"], trace["logits"]["value"]
+        cell = (logits - data.design @ effect) / jnp.broadcast_to(cell_scale, 2)
+        return jnp.concatenate([(effect / scale).T.ravel(), cell.T.ravel()])
+
+    xi = jnp.asarray(start, jnp.float32)
+    trace, z = run(xi), np.asarray(standardised(xi))
+    jacobian = np.linalg.slogdet(np.asarray(jax.jacfwd(standardised)(xi), np.float64))[1]
+    shares = np.exp(np.asarray(trace["logits"]["value"]) @ basis)
+    shares /= shares.sum(1, keepdims=True)
+    observed = counts / counts.sum(1, keepdims=True)
+    likelihood = (counts * np.log(shares / np.where(observed > 0, observed, shares))).sum()
+    expected = likelihood + 0.5 * ((start**2).sum() - (z**2).sum()) + jacobian
+    factor = float(trace["answers"]["fn"].log_prob(None))
+    assert factor == pytest.approx(expected, abs=0.02)
 
 
 def test_mrp_has_converged_and_predicts_shares(held_out):
