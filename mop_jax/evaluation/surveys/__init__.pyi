@@ -1,8 +1,8 @@
 from .averages import by_group, by_item, by_question, overall
 from .base import Fitted, SurveyMethod, register_method
-from .calibration import calibration, coverage, sample_shares
 from .fidelity import population_fidelity
 from .floors import noise_floor
+from .interval_coverage import calibration, coverage, sample_shares
 from .intervals import Estimate, estimate, paired_difference
 from .learning import learning_curve
 from .logistic import MultinomialLogistic
