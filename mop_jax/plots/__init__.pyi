@@ -4,13 +4,17 @@ from .gate import omega_heatmap, persona_weights
 from .likeness import effective_sizes, embedding_map
 from .methods import method_comparison
 from .style import save_figure
+from .surveys import cells_learning_curve, group_answers, interval_calibration
 
 __all__ = [
     "candidate_convergence",
+    "cells_learning_curve",
     "effective_sizes",
     "elbo_trace",
     "embedding_map",
+    "group_answers",
     "held_out_comparison",
+    "interval_calibration",
     "method_comparison",
     "omega_heatmap",
     "persona_weights",

@@ -55,9 +55,11 @@ def test_table_equals_whole_prompts(items, lm, prompts, store) -> None:
 
 def test_scores_that_are_stored_are_not_asked_for_again(items, lm, prompts, store) -> None:
     some = items.take([0])
-    first = score_prompts(
-        some, lambda ask, person: prompts.zero_shot(ask(person)), prompts, store, lm
-    )
+
+    def build(ask, person):
+        return prompts.zero_shot(ask(person))
+
+    first = score_prompts(some, build, prompts, store, lm)
 
     class Nothing:
         context_window = 1_024

@@ -1,0 +1,5 @@
+"""Surveys judged: measures of predicted shares, intervals, noise floors, and methods to beat."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
