@@ -132,7 +132,7 @@ def score_options(
         pairs = np.stack(np.divmod(np.arange(len(personas) * len(exemplars)), len(exemplars)), 1)
         components = np.broadcast_to(pairs, (len(items), *pairs.shape))
 
-    def build(ask: Ask, person: str, k: int, j: int) -> Prompt:
+    def build(ask: Ask, person: str, question: int, k: int, j: int) -> Prompt:
         return prompts.component(personas[k], exemplars[j], ask(person))
 
     return _scored(
@@ -151,7 +151,7 @@ def score_options(
 
 def score_prompts(
     items: Items,
-    build: Callable[[Ask, str], Prompt],
+    build: Callable[[Ask, str, int], Prompt],
     prompts: PromptBuilder,
     store: LikelihoodStore,
     language_model: ScoringModel,
@@ -165,7 +165,8 @@ def score_prompts(
 
     Args:
         items: N items.
-        build: makes a prompt; called as (ask, person), where `ask(person)` is the item's text.
+        build: makes a prompt; called as (ask, person, question), where `ask(person)` is the item's
+            text and `question` its index.
         prompts: see `score_options`, as for the others.
         store: see there.
         language_model: see there.
@@ -177,7 +178,7 @@ def score_prompts(
     return _scored(
         items,
         np.zeros((len(items), 1, 2), int),
-        lambda ask, person, k, j: build(ask, person),
+        lambda ask, person, question, k, j: build(ask, person, question),
         prompts,
         store,
         language_model,
@@ -191,7 +192,7 @@ def score_prompts(
 def _scored(
     items: Items,
     components: np.ndarray,
-    build: Callable[[Ask, str, int, int], Prompt],
+    build: Callable[[Ask, str, int, int, int], Prompt],
     prompts: PromptBuilder,
     store: LikelihoodStore,
     language_model: ScoringModel,
@@ -220,7 +221,7 @@ def _scored(
         q = int(items.question[n])
         ask = partial(wording.ask, items.questions[q], order=orders[q][r])
         pairs += [(len(asked), m) for m in range(len(responses[q]))]
-        asked.append(build(ask, people[int(items.cell[n])], k, j))
+        asked.append(build(ask, people[int(items.cell[n])], q, k, j))
         groups.append((k, j, r, q))
     shared = share_beginnings(asked, groups)
     items_of = np.nonzero(used)[0].tolist()

@@ -56,7 +56,7 @@ def test_table_equals_whole_prompts(items, lm, prompts, store) -> None:
 def test_scores_that_are_stored_are_not_asked_for_again(items, lm, prompts, store) -> None:
     some = items.take([0])
 
-    def build(ask, person):
+    def build(ask, person, question):
         return prompts.zero_shot(ask(person))
 
     first = score_prompts(some, build, prompts, store, lm)

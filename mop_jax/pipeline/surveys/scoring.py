@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from mop_jax.choices import OptionTable, choose_components, score_options
-from mop_jax.choices.options import score_prompts
+from mop_jax.choices import choose_components, score_options
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
+from mop_jax.pipeline.surveys.prompted import prompted_shares
 from mop_jax.pipeline.workspace import Workspace, write_arrays
 
 
@@ -41,49 +39,3 @@ def score_survey(space: Workspace) -> None:
         store.compact()
     write_table(space.path / "options.safetensors", table)
     write_arrays(space.path / "prompted.safetensors", prompted)
-
-
-def prompted_shares(
-    space: Workspace, run: SurveyRun, store: LikelihoodStore
-) -> dict[str, np.ndarray]:
-    """Shares by the same language model without a mixture, [N, M]; NaN where none are needed.
-
-    `zero_shot` puts the item as it is; `demographic_persona` speaks as the person and asks the
-    question without one. Both average over the orders in which options are shown.
-    """
-    wanted = run.is_test.copy()
-    if run.section.hold_out_question is not None:
-        ids = [question.id for question in run.questions]
-        wanted |= run.items.question == ids.index(run.section.hold_out_question)
-    index = np.flatnonzero(wanted)
-    items = run.items.take(index)
-    found = {}
-    builders = {
-        "zero_shot": lambda ask, person: space.prompts.zero_shot(ask(person)),
-        "demographic_persona": lambda ask, person: space.prompts.persona_only(
-            f"You are {person}.", ask("you")
-        ),
-    }
-    for name, build in builders.items():
-        table = score_prompts(
-            items,
-            build,
-            space.prompts,
-            store,
-            space.language_model,
-            wording=run.wording,
-            num_orders=run.section.num_orders,
-            seed=space.config.seed,
-            description=f"Scoring options, {name.replace('_', ' ')}",
-        )
-        shares = np.full(run.items.counts.shape, np.nan, np.float32)
-        shares[index] = averaged(table)
-        found[name] = shares
-    return found
-
-
-def averaged(table: OptionTable) -> np.ndarray:
-    """Shares at τ = 1, candidates weighted as listed, [N, M]."""
-    weights = np.exp(table.log_weight)
-    weights /= weights.sum(1, keepdims=True)
-    return np.einsum("nc,ncm->nm", weights, table.probs())

@@ -1,0 +1,82 @@
+"""A survey's last step: its figures."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from mop_jax import plots
+from mop_jax.evaluation.surveys import SURVEY_METHODS, calibration, group_shares, sample_shares
+from mop_jax.inference import load_posterior
+from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.workspace import Workspace
+from mop_jax.plots.style import save_figure
+
+_LEVELS = np.linspace(0.1, 0.9, 9)
+_MAIN = "Mixture of personas"
+
+
+def draw_survey(space: Workspace) -> None:
+    """Draws the loss trace, shares by group of every question, and how well intervals cover."""
+    run, seed = SurveyRun(space.path, space.config), space.config.seed
+    figures = space.path / "figures"
+    fit = json.loads((space.path / "fit.json").read_text("utf-8"))["mop"]
+    posterior = load_posterior(space.path / "posterior.safetensors")
+    save_figure(
+        figures / "elbo.png",
+        plots.elbo_trace(
+            posterior.losses,
+            converged=fit["converged"],
+            reason=fit["reason"],
+            windows=fit.get("windows"),
+        ),
+    )
+    draws = load_file(space.path / "held_out.safetensors")
+    draws = {name: values.astype(np.float64) for name, values in draws.items()}
+    draws = {name: values / values.sum(-1, keepdims=True) for name, values in draws.items()}
+    unseen = run.items.take(run.is_test)
+    note = f"{len(np.unique(unseen.cell))} held-out cells; intervals with sampling error."
+    covered = {
+        _MAIN if name == "mop" else SURVEY_METHODS[name].title: calibration(
+            values, unseen, _LEVELS.tolist(), seed=seed
+        )
+        for name, values in draws.items()
+        if name != "uniform"
+    }
+    save_figure(
+        figures / "calibration.png",
+        plots.interval_calibration(
+            _LEVELS,
+            covered,
+            num_shares=int((unseen.mask.sum(1) - 1).sum()),
+            headline=_MAIN,
+            note=note,
+        ),
+    )
+    sampled = sample_shares(draws["mop"], unseen, seed=seed)
+    for q, question in enumerate(run.questions):
+        names, real, simulated, pooled = [], [], [], []
+        for covariate in unseen.covariates:
+            people = group_shares(np.nan_to_num(unseen.shares), unseen, covariate)
+            found = group_shares(sampled, unseen, covariate)
+            everybody = group_shares(draws["pooled_marginal"].mean(0), unseen, covariate)
+            for (name, level), shares in people.items():
+                if name == question.id:
+                    names.append(f"{covariate}: {level}")
+                    real.append(shares)
+                    simulated.append(found[name, level])
+                    pooled.append(everybody[name, level])
+        figure = plots.group_answers(
+            names,
+            question.options,
+            np.stack(real),
+            np.stack(simulated, axis=1),
+            question=question.text,
+            baseline=np.stack(pooled),
+            note=note,
+        )
+        # The first has the name that every run's folder has.
+        name = "shares" if q == 0 else f"shares_{question.id}"
+        save_figure(figures / f"{name}.png", figure)

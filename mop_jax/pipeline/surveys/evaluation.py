@@ -1,0 +1,136 @@
+"""A survey's fourth step: held-out cells and questions, beside methods with and without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from mop_jax import atomic
+from mop_jax.choices import ShareDraws, share_draws
+from mop_jax.evaluation.surveys import (
+    SURVEY_MEASURES,
+    SURVEY_METHODS,
+    Estimate,
+    coverage,
+    estimate,
+    noise_floor,
+    paired_difference,
+)
+from mop_jax.inference import Posterior, load_posterior
+from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.surveys.fitting import unseen_path
+from mop_jax.pipeline.workspace import Workspace, write_arrays
+from mop_jax.survey import Items
+from mop_jax.survey.export import to_tidy_table, write_cells_table
+
+PROMPTED = ("zero_shot", "demographic_persona", "few_shot", "verbalised")
+"""The same language model without a mixture; see `prompted_shares`."""
+# A stream of random numbers.
+_CELLS = 41
+
+
+def evaluate_survey(space: Workspace) -> None:
+    """Writes measures, shares by cell as tidy and as exchangeable tables, and draws for figures."""
+    run, seed = SurveyRun(space.path, space.config), space.config.seed
+    prompted = load_file(space.path / "prompted.safetensors")
+    posterior = load_posterior(space.path / "posterior.safetensors")
+    rng = np.random.default_rng([seed, _CELLS])
+    everything = np.ones(len(run.items), bool)
+    predicted = predict_items(run, posterior, everything)
+    drawn = predicted.cells(rng)
+
+    test = np.flatnonzero(run.is_test)
+    unseen = run.items.take(test)
+    draws: dict[str, np.ndarray] = {"mop": drawn[:, test]}
+    for name, method in SURVEY_METHODS.items():
+        fitted = method.fit(run.items.take(~run.is_test), seed=seed)
+        draws[name] = fitted.predict(unseen)
+    shares: dict[str, np.ndarray] = {**draws, **{name: prompted[name][test] for name in PROMPTED}}
+    report: dict[str, Any] = {
+        "unseen_cells": _measures(shares, unseen),
+        "differences": _differences(shares, unseen),
+        "coverage_90": {
+            name: coverage(values, unseen, 0.9, seed=seed)
+            for name, values in draws.items()
+            if name != "uniform"
+        },
+        "noise_floor": noise_floor(unseen, seed=seed).to_dict("records"),
+        "option_mass": float(np.nanmean(np.exp(run.table.log_mass))),
+        "order_effect": dict(zip(("single", "averaged"), run.table.order_effect(), strict=True)),
+        "verbalised_read": float(np.nanmean(prompted["verbalised_read"])),
+    }
+    asked = run.section.hold_out_question
+    if asked is not None:
+        index = np.flatnonzero(
+            run.items.question == [question.id for question in run.questions].index(asked)
+        )
+        items = run.items.take(index)
+        second = load_posterior(unseen_path(space.path))
+        which = np.isin(np.arange(len(run.items)), index)
+        others = {
+            "mop": predict_items(run, second, which).cells(rng),
+            "uniform": SURVEY_METHODS["uniform"].fit(run.items, seed=seed).predict(items),
+            **{name: prompted[name][index] for name in PROMPTED},
+        }
+        report["unseen_question"] = {"question": asked, **_measures(others, items)}
+        report["unseen_question_differences"] = _differences(others, items)
+    atomic.write_json(space.path / "metrics.json", _jsonable(report))
+    low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
+    table = to_tidy_table(run.items, drawn.mean(0), low, high)
+    table["real_share"] = to_tidy_table(run.items)["share"]
+    table["held_out"] = np.repeat(run.is_test, run.items.mask.sum(1))
+    atomic.write_text(space.path / "shares.csv", table.to_csv(index=False, lineterminator="\n"))
+    write_cells_table(space.path / "cells.csv", run.items, drawn.mean(0))
+    write_arrays(space.path / "held_out.safetensors", draws)
+
+
+def predict_items(run: SurveyRun, posterior: Posterior, which: np.ndarray) -> ShareDraws:
+    """Posterior draws of the shares of items, which the fit may not have seen."""
+    reference = posterior.data
+    data = run.data(which, feature_maps=reference.feature_maps, similarity=reference.similarity)
+    return share_draws(posterior, data)
+
+
+def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
+    """Every measure of every method, with the interval over cells."""
+    return {
+        name: {measure: estimate(measure, values, items)._asdict() for measure in _judging(items)}
+        for name, values in shares.items()
+    }
+
+
+def _differences(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
+    """The mixture less every other method, on the same cells."""
+    main = shares["mop"]
+    return {
+        name: {
+            measure: paired_difference(measure, main, values, items)._asdict()
+            for measure in _judging(items)
+        }
+        for name, values in shares.items()
+        if name != "mop"
+    }
+
+
+def _judging(items: Items) -> list[str]:
+    """Measures that are defined for these items."""
+    ordered = any(items.questions[q].ordered for q in np.unique(items.question))
+    return [name for name, m in SURVEY_MEASURES.items() if ordered or not m.needs_order]
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has no NaN and no infinity: the one is null, the other a text."""
+    if isinstance(value, Estimate):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(entry) for entry in value]
+    if isinstance(value, float | np.floating):
+        if np.isnan(value):
+            return None
+        return float(value) if np.isfinite(value) else str(float(value))
+    return value.item() if isinstance(value, np.generic) else value
