@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -54,7 +57,12 @@ def draw_exemplars(
 
 
 def choose_components(
-    leave_out: np.ndarray, num_personas: int, num_components: int, *, seed: int = 0
+    leave_out: np.ndarray,
+    num_personas: int,
+    num_components: int,
+    *,
+    keys: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> np.ndarray:
     """Which components are scored for each item: int [N, B, 2] of (persona, exemplar).
 
@@ -66,6 +74,9 @@ def choose_components(
         leave_out: True where exemplar j must not serve item n, bool [N, J].
         num_personas: K.
         num_components: B; a multiple of K is best.
+        keys: a text for each item, such as its person and question, that decides its draws: an item
+            is given the same components whenever it is asked again, whatever else is asked. By
+            default its place.
         seed: of the draws.
 
     Raises:
@@ -80,9 +91,11 @@ def choose_components(
     if num_components >= num_personas * num_exemplars:
         pairs = np.stack(np.divmod(np.arange(num_personas * num_exemplars), num_exemplars), 1)
         return np.broadcast_to(pairs, (num_items, *pairs.shape))
-    rng = np.random.default_rng([seed, 32])
     found = np.empty((num_items, num_components, 2), np.int64)
     for n in range(num_items):
+        key = str(n) if keys is None else keys[n]
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        rng = np.random.default_rng([seed, 32, int.from_bytes(digest, "little")])
         allowed = rng.permutation(np.flatnonzero(~leave_out[n]))
         place = np.arange(num_components)
         # Both in turns; shifted by one whenever the turns would begin anew with the same pair.

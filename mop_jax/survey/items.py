@@ -71,6 +71,12 @@ class Items:
         """A cell's covariates by their names."""
         return {name: str(self.cells[name].iloc[cell]) for name in self.covariates}
 
+    def names(self) -> list[str]:
+        """A text for each item: its question's id and its cell's covariates."""
+        cells = ["|".join(self.covariates_of(i).values()) for i in range(len(self.cells))]
+        pairs = zip(self.question, self.cell, strict=True)
+        return [f"{self.questions[q].id}|{cells[i]}" for q, i in pairs]
+
     @property
     def mask(self) -> np.ndarray:
         """Which places hold an option of the item's question, bool [N, M]."""

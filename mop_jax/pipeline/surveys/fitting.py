@@ -42,11 +42,10 @@ def fit_survey(space: Workspace) -> None:
     posterior = _draws(main, config)
     report = {"mop": convergence_of(main)}
     save_posterior(space.path / "posterior.safetensors", posterior)
-    items = run.items.take(training)
     inference_data = to_inference_data(
         posterior,
         data,
-        record_ids=[_item_id(items, n) for n in range(len(items))],
+        record_ids=run.items.take(training).names(),
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
     write_netcdf(space.path / "posterior.nc", inference_data)
@@ -98,8 +97,3 @@ def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
 def _draws(fitted: SVIFit, config: RunConfig) -> Posterior:
     key = jax.random.fold_in(jax.random.key(config.seed), _DRAWS)
     return posterior_draws(fitted, key, config.inference.num_draws)
-
-
-def _item_id(items: Any, n: int) -> str:
-    cell = "|".join(items.covariates_of(int(items.cell[n])).values())
-    return f"{items.questions[items.question[n]].id}|{cell}"
