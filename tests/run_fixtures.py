@@ -372,6 +372,7 @@ class Ended(NamedTuple):
 def mop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable]:
     """A function that runs the command line in this process, and says how it ended."""
     from mop_jax import cli
+    from mop_jax.cli import feedback
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE))
     monkeypatch.setenv("COLUMNS", "100")
@@ -388,7 +389,7 @@ def mop(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
     with pytest.MonkeyPatch.context() as quiet:
         # Filters that the command line sets belong to its own process.
-        quiet.setattr(cli.warnings, "filterwarnings", lambda *args, **kwargs: None)
+        quiet.setattr(feedback.warnings, "filterwarnings", lambda *args, **kwargs: None)
         yield run
     for name, value in before.items():
         jax.config.update(name, value)

@@ -18,7 +18,18 @@ from mop_jax.pipeline.run_folder import RunFolder
 from tests.run_fixtures import CACHE, contents, write_yaml
 
 pytest_plugins = ("tests.run_fixtures",)
-COMMANDS = ("demo", "run", "personas", "score", "fit", "evaluate", "simulate", "figures")
+COMMANDS = (
+    "demo",
+    "run",
+    "personas",
+    "score",
+    "fit",
+    "evaluate",
+    "simulate",
+    "figures",
+    "poststratify",
+    "ask",
+)
 
 
 def raising(error: BaseException):

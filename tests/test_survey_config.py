@@ -35,8 +35,13 @@ def test_questions_written_in_it() -> None:
 
 
 REFUSED = [
-    ({"path": "a.csv"}, "this field is required"),
-    (WIDE | {"covariates": []}, "at least 1 item"),
+    ({"path": "a.csv"}, "covariates are missing"),
+    (WIDE | {"covariates": []}, "covariates are missing"),
+    ({}, "give one of them"),
+    (WIDE | {"sample": "ces_2024"}, "give one of them"),
+    ({"sample": "ces_2024", "covariates": ["age"]}, "leave out covariates"),
+    ({"sample": "ces_2023"}, "'ces_2024' or 'anes_1996'"),
+    (WIDE | {"hold_out_cells": 1}, "less than 1"),
     (WIDE | {"covariates": ["a", "a"]}, "'a' is named twice"),
     (WIDE | {"wieght": "w"}, "the nearest is weight"),
     (WIDE | {"questions": [{"id": "a"}] * 2}, "question a is there twice"),
@@ -50,11 +55,10 @@ REFUSED = [
     (WIDE | {"questions": []}, "the list is empty"),
     (WIDE | {"template": "{{ age"}, "the template is malformed"),
     (WIDE | {"layout": "tall"}, "'wide', 'long' or 'cells'"),
-    (WIDE | {"history": -1}, "at least 0"),
+    (WIDE | {"num_orders": 0}, "at least 1"),
     (WIDE | {"covariate_missing": "no"}, "'refuse', 'keep' or 'drop'"),
     (WIDE | {"share": "s"}, "share has no meaning for layout wide; leave it out, or choose cells"),
     (CELLS | {"weight": "w"}, "weight has no meaning for layout cells.*choose wide or long"),
-    (CELLS | {"history": 2}, "history has no meaning for layout cells"),
     (CELLS | {"n": None}, "share and n belong together"),
     (CELLS | {"count": "c"}, "needs the columns share and n, or count"),
     (CELLS | {"share": None, "n": None}, "needs the columns share and n, or count"),

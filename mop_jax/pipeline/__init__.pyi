@@ -10,6 +10,7 @@ from .pipeline import (
     simulate,
     step_titles,
 )
+from .population_shares import ask, poststratify
 from .run_folder import RunFolder
 from .steps import STEPS, Step
 from .workspace import Workspace
@@ -19,11 +20,13 @@ __all__ = [
     "RunFolder",
     "Step",
     "Workspace",
+    "ask",
     "evaluate",
     "figures",
     "fit",
     "likeness",
     "personas",
+    "poststratify",
     "read_config",
     "run",
     "score",

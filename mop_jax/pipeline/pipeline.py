@@ -51,7 +51,7 @@ def run(
         DataError: if the configuration or the data are at fault.
         FaultError: if a checkpoint, the disk or a computation is.
     """
-    return _run_until("figures", config, out, update, memory, on_step)
+    return run_until("figures", config, out, update, memory, on_step)
 
 
 def personas(
@@ -63,7 +63,7 @@ def personas(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Splits and embeds the records, synthesises personas and draws the exemplar pool."""
-    return _run_until("personas", config, out, update, memory, on_step)
+    return run_until("personas", config, out, update, memory, on_step)
 
 
 def score(
@@ -75,7 +75,7 @@ def score(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Scores the training records' candidate components."""
-    return _run_until("score", config, out, update, memory, on_step)
+    return run_until("score", config, out, update, memory, on_step)
 
 
 def fit(
@@ -87,7 +87,7 @@ def fit(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Fits the gate and the temperatures, and the ablations that evaluation reports."""
-    return _run_until("fit", config, out, update, memory, on_step)
+    return run_until("fit", config, out, update, memory, on_step)
 
 
 def evaluate(
@@ -99,7 +99,7 @@ def evaluate(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Scores the held-out records and writes `metrics.json`."""
-    return _run_until("evaluate", config, out, update, memory, on_step)
+    return run_until("evaluate", config, out, update, memory, on_step)
 
 
 def simulate(
@@ -144,7 +144,7 @@ def simulate(
     if contexts is None and language_model is None:
         if output is not None:
             raise DataError("output is for new contexts or another language model.")
-        return _run_until("simulate", config, out, update, memory, on_step)
+        return run_until("simulate", config, out, update, memory, on_step)
     from mop_jax.pipeline.further import FurtherSimulation
 
     settings = config if isinstance(config, RunConfig) else read_config(config)
@@ -160,7 +160,7 @@ def simulate(
     other = None if language_model is None else str(language_model)
     job = FurtherSimulation(new, number, place, other)
     written: list[Path] = []
-    _run_until(
+    run_until(
         "fit", config, out, update, memory, on_step, lambda run: written.append(job(run, on_step))
     )
     return written[0]
@@ -175,7 +175,7 @@ def likeness(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Sets simulated responses beside real ones and writes `likeness.json`."""
-    return _run_until("likeness", config, out, update, memory, on_step)
+    return run_until("likeness", config, out, update, memory, on_step)
 
 
 def figures(
@@ -187,7 +187,7 @@ def figures(
     on_step: OnStep = lambda step, begun: None,
 ) -> Path:
     """Draws the figures of a run; does what they need first."""
-    return _run_until("figures", config, out, update, memory, on_step)
+    return run_until("figures", config, out, update, memory, on_step)
 
 
 def read_config(source: str | Path) -> RunConfig:
@@ -272,7 +272,7 @@ def workspace_after(
     return _performed(Run(folder, None, beside), steps, on_step, None).space
 
 
-def _run_until(
+def run_until(
     last: str,
     source: Source,
     out: str | Path | None,
@@ -281,6 +281,7 @@ def _run_until(
     on_step: OnStep,
     afterwards: Callable[[Run], Any] | None = None,
 ) -> Path:
+    """Does a step and all that it needs, then something else with the run; see `run`."""
     config = source if isinstance(source, RunConfig) else read_config(source)
     if isinstance(source, str | Path) and (Path(source) / "manifest.json").exists():
         out = out or source

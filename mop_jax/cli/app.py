@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +12,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from mop_jax import interruption, notes, progress
-from mop_jax.errors import MopError
+from mop_jax.cli import surveys
+from mop_jax.cli.feedback import StepNotes, one_sentence, prepare
+from mop_jax.cli.options import (
+    ConfigArgument,
+    ContextsOption,
+    MemoryOption,
+    NumSamplesOption,
+    OutOption,
+    OutputOption,
+    UpdateOption,
+    VersionOption,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -26,64 +32,6 @@ app = typer.Typer(
     help="Mixture of Personas: fit a mixture of language-model voices to a population, and "
     "simulate from its posterior.",
 )
-
-ConfigArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A YAML file, the name of a shipped configuration (demo, rotten_tomatoes), or an "
-        "existing run folder."
-    ),
-]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The run folder; runs/NAME by default.")
-]
-UpdateOption = Annotated[
-    bool,
-    typer.Option(
-        "--update",
-        help="Adopt a changed configuration in an existing run folder; scores are kept, and only "
-        "what the change concerns is done again.",
-    ),
-]
-MemoryOption = Annotated[
-    float | None,
-    typer.Option(
-        "--memory",
-        help="GiB that the keys and values of prompts' shared beginnings, and of responses being "
-        "drawn, may take at a time; by default a share of what the machine or its accelerator has.",
-        min=0.001,
-    ),
-]
-
-
-ContextsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--contexts",
-        help="New contexts: a text file with one on each line, or a table with the context columns "
-        "of the configuration. The held-out ones without it.",
-    ),
-]
-NumSamplesOption = Annotated[
-    int | None,
-    typer.Option(
-        "--num-samples",
-        help="How many responses to the new contexts, which take turns; by default as many as the "
-        "configuration says, but at least one to each.",
-        min=1,
-    ),
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        help="The JSON Lines file of the responses to new contexts, or of another language model; "
-        "else in the folder.",
-    ),
-]
-VersionOption = Annotated[
-    bool, typer.Option("--version", help="Says which version this is, and ends.", is_eager=True)
-]
 
 
 @app.callback(
@@ -244,8 +192,8 @@ def benchmark(
     ] = Path("runs/benchmark"),
 ) -> None:
     """Sets simulated populations beside real ones, method by method, as the paper's tables do."""
-    with _one_sentence():
-        _prepare()
+    with one_sentence():
+        prepare()
         from mop_jax.benchmark import make_table
         from mop_jax.pipeline.steps import STEPS
 
@@ -259,7 +207,7 @@ def benchmark(
             seeds=range(seeds),
             num_samples=number,
             methods=chosen,
-            on_step=_Steps(Console(stderr=True), titles),
+            on_step=StepNotes(Console(stderr=True), titles),
         )
         Console().print((out / f"{table}.md").read_text("utf-8"), markup=False, highlight=False)
         Console().print(f"{out / table}.csv, .md and figures are written.", soft_wrap=True)
@@ -284,7 +232,7 @@ def init(
     Columns that are not named are asked for on a terminal, and guessed elsewhere.
     Example: mop init survey.csv --response answer
     """
-    with _one_sentence():
+    with one_sentence():
         from mop_jax.init_config import write_config
 
         path = write_config(
@@ -301,24 +249,35 @@ def _ask_for_columns() -> Callable[[str, str], str] | None:
 
 
 def _whole(config: str, out: Path | None, update: bool, memory: float | None) -> None:
-    with _one_sentence():
+    with one_sentence():
         from mop_jax import pipeline
 
-        _prepare()
-        steps = _Steps(Console(stderr=True), pipeline.step_titles(config))
+        prepare()
+        steps = StepNotes(Console(stderr=True), pipeline.step_titles(config))
         path = pipeline.run(config, out, update=update, memory=memory, on_step=steps)
+        if pipeline.read_config(path).survey is not None:
+            from mop_jax.pipeline.surveys.summary import survey_tables
+
+            survey_tables(path, Console())
+            return
         from mop_jax.pipeline.summary import results_table
 
         results_table(path, Console())
 
 
 def _evaluated(config: str, out: Path | None, update: bool, memory: float | None) -> None:
-    with _one_sentence():
+    with one_sentence():
         from mop_jax import pipeline
 
-        _prepare()
+        prepare()
         titles, console = pipeline.step_titles(config), Console()
-        steps = _Steps(Console(stderr=True), titles)
+        steps = StepNotes(Console(stderr=True), titles)
+        if "likeness" not in titles:
+            path = pipeline.evaluate(config, out, update=update, memory=memory, on_step=steps)
+            from mop_jax.pipeline.surveys.summary import survey_tables
+
+            survey_tables(path, console)
+            return
         for step in (pipeline.evaluate, pipeline.likeness):
             path = step(config, out, update=update, memory=memory, on_step=steps)
         from mop_jax.pipeline.summary import held_out_table, likeness_tables
@@ -336,68 +295,23 @@ def _step(
     memory: float | None,
     **options: Any,
 ) -> None:
-    with _one_sentence():
+    with one_sentence():
         from mop_jax import pipeline
 
-        _prepare()
+        prepare()
         step: Callable[..., Path] = getattr(pipeline, name)
         titles = pipeline.step_titles(config)
-        steps = _Steps(Console(stderr=True), titles)
+        steps = StepNotes(Console(stderr=True), titles)
         path = step(config, out, update=update, memory=memory, on_step=steps, **options)
         Console().print(f"{titles[name]}: done in {path}", soft_wrap=True)
 
 
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Ends every failure in one sentence and an exit status.
-
-    1 for a fault (checkpoint, disk, computation), 2 for usage or data, 130 for Ctrl-C.
-    """
-    try:
-        with interruption.orderly(), progress.on_by_default(), notes.on_stderr():
-            yield
-    except MopError as error:
-        _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        interruption.end_if_watched()
-        _fail(interruption.SENTENCE, interruption.STATUS)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _fail("The disk is full; free some space and run the same command again.", 1)
-
-
-class _Steps:
-    """Says which step is under way and how long each took."""
-
-    def __init__(self, console: Console, titles: dict[str, str]):
-        self._console = console
-        self._titles = titles
-        self._begun: dict[str, float] = {}
-
-    def __call__(self, step: str, begun: bool) -> None:
-        if begun:
-            self._begun[step] = time.monotonic()
-            self._console.print(f"[bold]{self._titles[step]}[/bold]")
-            return
-        seconds = time.monotonic() - self._begun[step]
-        self._console.print(f"  done in {seconds:.1f} s" if seconds > 0.5 else "  already there")
-
-
-def _prepare() -> None:
-    """What only the command line sets: the compilation cache and quiet libraries."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
-    settings = {
-        "jax_compilation_cache_dir": str(folder / "mop-jax" / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-    }
-    jax = sys.modules.get("jax")
-    for name, value in settings.items():
-        # JAX reads them when it is imported, which takes long: only where there is work to do.
-        os.environ[name.upper()] = str(value)
-        if jax is not None:
-            jax.config.update(name, value)
-    warnings.filterwarnings("ignore", category=FutureWarning)
+app.command(epilog="Example:  mop poststratify runs/ces --frame frame.csv --by age")(
+    surveys.poststratify
+)
+app.command(
+    epilog='Example:  mop ask runs/ces "Should taxes rise?" --options "Yes,No" --by education'
+)(surveys.ask)
 
 
 def main(arguments: list[str] | None = None) -> Any:
@@ -405,9 +319,3 @@ def main(arguments: list[str] | None = None) -> Any:
     # transformers announces at import that it has found no PyTorch, which is as intended here.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     app(args=arguments, prog_name="mop")
-
-
-def _fail(sentence: str, status: int) -> None:
-    line = " ".join(f"mop: {sentence}".split())
-    Console(stderr=True, soft_wrap=True).print(line, markup=False, highlight=False)
-    sys.exit(status)
