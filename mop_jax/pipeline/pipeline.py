@@ -210,7 +210,7 @@ def _found_again(config: RunConfig, folder: Path) -> RunConfig:
     """Older runs keep paths as they were counted from a project's folder, above that of the run."""
     changes: dict[str, Any] = {}
     for section, field in FILES:
-        path = Path(getattr(getattr(config, section), field) or "/")
+        path = Path(getattr(getattr(config, section), field, None) or "/")
         if path.is_absolute() or path.exists():
             continue
         for base in (folder.absolute().parent.parent, folder.absolute().parent):

@@ -20,7 +20,7 @@ from mop_jax.evaluation.surveys.registry import Average, SurveyMeasure, find_mea
 from mop_jax.evaluation.surveys.shares import checked_draws
 from mop_jax.survey import Items
 
-_MIN_CELLS = 4
+FEWEST_CELLS = 4
 
 
 class Estimate(NamedTuple):
@@ -106,8 +106,8 @@ def _replicates(
     measure = find_measure(measure)
     arrays = [checked_draws(p, items).mean(0) for p in predictions]
     cells, of_item = np.unique(items.cell, return_inverse=True)
-    if len(cells) < _MIN_CELLS:
-        raise DataError(f"An interval needs {_MIN_CELLS} cells at least; there are {len(cells)}.")
+    if len(cells) < FEWEST_CELLS:
+        raise DataError(f"An interval needs {FEWEST_CELLS} cells at least; there are {len(cells)}.")
     if replicates < 1:
         raise DataError(f"replicates is {replicates}; at least 1 is needed.")
     means = np.asarray([overall(measure, p, items, average=average) for p in arrays])

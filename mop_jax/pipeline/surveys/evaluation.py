@@ -17,8 +17,10 @@ from mop_jax.evaluation.surveys import (
     coverage,
     estimate,
     noise_floor,
+    overall,
     paired_difference,
 )
+from mop_jax.evaluation.surveys.intervals import FEWEST_CELLS
 from mop_jax.inference import Posterior, load_posterior
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.surveys.fitting import unseen_path
@@ -97,13 +99,22 @@ def predict_items(run: SurveyRun, posterior: Posterior, which: np.ndarray) -> Sh
 def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
     """Every measure of every method, with the interval over cells."""
     return {
-        name: {measure: estimate(measure, values, items)._asdict() for measure in _judging(items)}
+        name: {measure: _judged(measure, values, items) for measure in _judging(items)}
         for name, values in shares.items()
     }
 
 
+def _judged(measure: str, values: np.ndarray, items: Items) -> dict[str, Any]:
+    """A measure with its interval; without one where cells are too few to be drawn anew."""
+    if _resampled(items):
+        return estimate(measure, values, items)._asdict()
+    return {"mean": overall(measure, values, items), "low": None, "high": None}
+
+
 def _differences(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
-    """The mixture less every other method, on the same cells."""
+    """The mixture less every other method, on the same cells; nothing where they are too few."""
+    if not _resampled(items):
+        return {}
     main = shares["mop"]
     return {
         name: {
@@ -113,6 +124,10 @@ def _differences(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, An
         for name, values in shares.items()
         if name != "mop"
     }
+
+
+def _resampled(items: Items) -> bool:
+    return len(np.unique(items.cell)) >= FEWEST_CELLS
 
 
 def _judging(items: Items) -> list[str]:

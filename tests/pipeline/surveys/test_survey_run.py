@@ -1,0 +1,223 @@
+"""A survey's run in miniature: from a table of respondents to shares of a population."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mop_jax import pipeline
+from mop_jax.errors import DataError
+from mop_jax.evaluation.surveys import SURVEY_METHODS
+from mop_jax.pipeline.steps import SURVEY_STEPS
+from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
+
+pytest_plugins = ("tests.run_fixtures",)
+AGES, SEXES = ("young", "middle", "old"), ("woman", "man")
+CODEBOOK = """
+questions:
+  - id: film
+    text: Which film is the best?
+    options: [Alien, Vertigo, Ran]
+  - id: mood
+    text: How was it?
+    ordered: true
+    options: [warm, clever, dull, cold]
+    missing: [no answer]
+"""
+
+
+def respondents(number: int = 90) -> pd.DataFrame:
+    """People of six cells; the old like Vertigo, and say so."""
+    rng = np.random.default_rng(3)
+    age, sex = rng.choice(AGES, number), rng.choice(SEXES, number)
+    film = np.where((age == "old") & (rng.random(number) < 0.7), "Vertigo", "")
+    film = np.where(film == "", rng.choice(["Alien", "Vertigo", "Ran"], number), film)
+    mood = rng.choice(["warm", "clever", "dull", "cold", "no answer"], number)
+    weight = rng.uniform(0.5, 2, number).round(3)
+    return pd.DataFrame(
+        {"id": range(number), "age": age, "sex": sex, "film": film, "mood": mood, "w": weight}
+    )
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    """A folder with the answers, the codebook, the models and the configuration."""
+    folder = tmp_path_factory.mktemp("survey")
+    respondents().to_csv(folder / "answers.csv", index=False)
+    (folder / "codebook.yaml").write_text(CODEBOOK, "utf-8")
+    write_language_model(folder / "lm")
+    write_encoder(folder / "encoder")
+    write_yaml(
+        folder / "survey.yaml",
+        {
+            "survey": {
+                "path": "answers.csv",
+                "questions": "codebook.yaml",
+                "covariates": ["age", "sex"],
+                "id": "id",
+                "weight": "w",
+                "template": "a {{ age }} {{ sex }}",
+                "groups": ["age", "age:sex"],
+                "hold_out_cells": 0.34,
+                "hold_out_question": "mood",
+                "num_orders": 2,
+            },
+            "language_model": {"path": "lm"},
+            "encoder": {"path": "encoder"},
+            "personas": {"texts": ["You are warm.", "You are cold."]},
+            "exemplars": {"num_exemplars": 4},
+            "candidates": {"num_candidates": 2},
+            "inference": {"num_steps": 60, "num_draws": 40},
+        },
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(sources) -> Path:
+    """The finished run; MRP, which takes long to compile, has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(SURVEY_METHODS, "mrp")
+        return pipeline.run(sources / "survey.yaml", sources / "run")
+
+
+def test_a_run_writes_what_its_steps_name(finished) -> None:
+    for step in SURVEY_STEPS:
+        for name in step.outputs:
+            assert (finished / name).exists(), name
+    assert (finished / "figures" / "shares_mood.png").exists()
+    metrics = json.loads((finished / "metrics.json").read_text("utf-8"))
+    wanted = {"mop", "uniform", "pooled_marginal", "logistic_regression", "zero_shot",
+              "demographic_persona", "few_shot", "verbalised"}  # fmt: skip
+    assert set(metrics["unseen_cells"]) == wanted
+    assert metrics["unseen_question"]["question"] == "mood"
+    for measures in metrics["unseen_cells"].values():
+        assert 0 <= measures["total_variation"]["mean"] <= 1
+        assert measures["log_score"]["mean"] < 0
+    assert 0 < metrics["option_mass"] < 1
+
+
+def test_shares_of_every_item_sum_to_one_and_held_out_cells_are_whole(finished) -> None:
+    table = pd.read_csv(finished / "shares.csv")
+    sums = table.groupby(["age", "sex", "question"])["share"].sum()
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    assert ((table["low"] <= table["share"]) & (table["share"] <= table["high"])).mean() > 0.95
+    assert table.groupby(["age", "sex"])["held_out"].nunique().eq(1).all()
+    assert 0 < table["held_out"].mean() < 1
+    cells = pd.read_csv(finished / "cells.csv")
+    assert list(cells) == ["cell_id", "question", "option", "share", "n"]
+
+
+def test_people_are_counted_or_shown_and_never_both(finished) -> None:
+    items = pd.read_parquet(finished / "items.parquet")
+    frame = respondents()
+    answered = (frame["film"] != "").sum() + (frame["mood"] != "no answer").sum()
+    exemplars = pd.read_parquet(finished / "exemplars.parquet")
+    assert items["people"].sum() == answered - len(exemplars)
+    assert (exemplars["question"] == 0).all(), "the held-out question has no exemplars"
+    held_out = set(items.loc[items["held_out"], "cell"])
+    assert not held_out & set(exemplars["cell"])
+
+
+def test_a_second_run_finds_all_and_one_that_was_stopped_ends_alike(
+    sources, finished, tmp_path, monkeypatch
+) -> None:
+    done = []
+    monkeypatch.delitem(SURVEY_METHODS, "mrp")
+    pipeline.run(sources / "survey.yaml", finished, on_step=lambda *step: done.append(step))
+    assert {name for name, _ in done} == {step.name for step in SURVEY_STEPS}
+    other = pipeline.fit(sources / "survey.yaml", tmp_path / "run")
+    assert not (other / "metrics.json").exists()
+    pipeline.run(other)
+    one, two = contents(finished), contents(other)
+    differing = {
+        name for name in one.keys() & two.keys()
+        if one[name] != two[name] and name != "manifest.json"
+    }  # fmt: skip
+    assert not {name for name in differing if not name.endswith((".png", ".nc"))}
+
+
+def test_poststratification_by_the_surveys_own_cells_and_by_a_frame(finished, tmp_path) -> None:
+    path, table = pipeline.poststratify(finished, by=["age"], output=tmp_path / "out.csv")
+    assert path.exists()
+    assert set(table["age"]) == {"all", *AGES}
+    sums = table.groupby(["question", "age"])["share"].sum()
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    frame = pd.DataFrame(
+        [(age, sex, 1.0 if age == "old" else 0.0) for age in AGES for sex in SEXES],
+        columns=["age", "sex", "count"],
+    )
+    frame.to_csv(tmp_path / "frame.csv", index=False)
+    _, old = pipeline.poststratify(finished, frame=tmp_path / "frame.csv", by=["age"])
+    whole = old[old["age"] == "all"].reset_index(drop=True)
+    part = old[old["age"] == "old"].reset_index(drop=True)
+    np.testing.assert_allclose(whole["share"], part["share"], atol=1e-9)
+    margins = pd.DataFrame({"variable": ["age"] * 3, "level": AGES, "share": [0.2, 0.3, 0.5]})
+    margins.to_csv(tmp_path / "margins.csv", index=False)
+    _, raked = pipeline.poststratify(finished, margins=tmp_path / "margins.csv", by=["age"])
+    found = raked.groupby("age")["population"].first()
+    np.testing.assert_allclose(found[list(AGES)], [0.2, 0.3, 0.5], atol=1e-9)
+
+
+def test_a_new_question_and_a_cell_that_was_never_seen(finished, tmp_path) -> None:
+    frame = pd.DataFrame({"age": ["ancient", "old"], "sex": ["man", "man"], "count": [3, 1]})
+    frame.to_csv(tmp_path / "frame.csv", index=False)
+    path, table = pipeline.ask(
+        finished, "Is it funny?", ["yes", "no"], frame=tmp_path / "frame.csv", by=["age"]
+    )
+    assert path.name == "asked.csv"
+    assert set(table["age"]) == {"all", "ancient", "old"}
+    assert set(table["question"]) == {"asked"}
+    assert ((table["low"] > 0) & (table["high"] < 1)).all()
+
+
+def test_commands_print_tables(mop, finished, monkeypatch) -> None:
+    monkeypatch.delitem(SURVEY_METHODS, "mrp")
+    ended = mop("run", finished)
+    assert ended.status == 0
+    assert "Held-out cells" in ended.out
+    assert "Held-out question mood" in ended.out
+    ended = mop("ask", finished, "Is it funny?", "--options", "yes|no, never")
+    assert "no, never" in ended.out
+    ended = mop("poststratify", finished, "--by", "height")
+    assert ended.sentence == "There is no covariate 'height' to report by; there are age, sex."
+    ended = mop("simulate", finished)
+    assert "has no step 'simulate'" in ended.sentence
+
+
+def test_a_run_of_free_texts_has_no_shares() -> None:
+    with pytest.raises(DataError, match="free texts"):
+        pipeline.ask("demo", "?", ["a", "b"])
+
+
+def test_refusals_before_anything_is_computed(sources, tmp_path) -> None:
+    import yaml
+
+    settings = yaml.safe_load((sources / "survey.yaml").read_text("utf-8"))
+    for folder in ("lm", "encoder"):
+        settings["language_model" if folder == "lm" else "encoder"]["path"] = str(sources / folder)
+    settings["survey"] |= {"path": str(sources / "answers.csv"),
+                           "questions": str(sources / "codebook.yaml")}  # fmt: skip
+
+    def refused(**changes) -> str:
+        changed = {**settings, "survey": {**settings["survey"], **changes}}
+        with pytest.raises(DataError) as error:
+            pipeline.personas(
+                write_yaml(tmp_path / "s.yaml", changed), tmp_path / "run", update=True
+            )
+        return str(error.value)
+
+    assert "'wt'" in refused(weight="wt")
+    assert "hold_out_question" in refused(hold_out_question="movie")
+    assert "'height'" in refused(covariates=["age", "height"])
+    assert "leaves none on one side" in refused(hold_out_cells=0.01)
+    frame = respondents()
+    frame.loc[4, "film"] = "Aliens"
+    frame.to_csv(tmp_path / "bad.csv", index=False)
+    message = refused(path=str(tmp_path / "bad.csv"))
+    assert "'Aliens' is no option of question film; the nearest is 'Alien'" in message
+    assert "6" in message  # the row, counted with the header
