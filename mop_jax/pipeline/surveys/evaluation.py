@@ -107,7 +107,7 @@ def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
 def _judged(measure: str, values: np.ndarray, items: Items) -> dict[str, Any]:
     """A measure with its interval; without one where cells are too few to be drawn anew."""
     if _resampled(items):
-        return estimate(measure, values, items)._asdict()
+        return estimate(measure, values, items, replicates=_replicates(measure))._asdict()
     return {"mean": overall(measure, values, items), "low": None, "high": None}
 
 
@@ -118,12 +118,19 @@ def _differences(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, An
     main = shares["mop"]
     return {
         name: {
-            measure: paired_difference(measure, main, values, items)._asdict()
+            measure: paired_difference(
+                measure, main, values, items, replicates=_replicates(measure)
+            )._asdict()
             for measure in _judging(items)
         }
         for name, values in shares.items()
         if name != "mop"
     }
+
+
+def _replicates(measure: str) -> int:
+    """Fewer for measures that compare all cells with one another, which takes long."""
+    return 1000 if SURVEY_MEASURES[measure].of == "item" else 100
 
 
 def _resampled(items: Items) -> bool:

@@ -220,4 +220,4 @@ def test_refusals_before_anything_is_computed(sources, tmp_path) -> None:
     frame.to_csv(tmp_path / "bad.csv", index=False)
     message = refused(path=str(tmp_path / "bad.csv"))
     assert "'Aliens' is no option of question film; the nearest is 'Alien'" in message
-    assert "6" in message  # the row, counted with the header
+    assert "Row 5, column 'film'" in message
