@@ -74,9 +74,9 @@ def choose_components(
         leave_out: True where exemplar j must not serve item n, bool [N, J].
         num_personas: K.
         num_components: B; a multiple of K is best.
-        keys: a text for each item, such as its person and question, that decides its draws: an item
-            is given the same components whenever it is asked again, whatever else is asked. By
-            default its place.
+        keys: a text for each item, such as its question, that decides its draws: items of one key
+            are given the same components, as far as they may see them, so that what differs
+            between them is not the exemplars. By default its place.
         seed: of the draws.
 
     Raises:
@@ -96,7 +96,9 @@ def choose_components(
         key = str(n) if keys is None else keys[n]
         digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         rng = np.random.default_rng([seed, 32, int.from_bytes(digest, "little")])
-        allowed = rng.permutation(np.flatnonzero(~leave_out[n]))
+        # Drawn from all of them first: another item of the key differs in what it may not see.
+        order = rng.permutation(num_exemplars)
+        allowed = order[~leave_out[n, order]]
         place = np.arange(num_components)
         # Both in turns; shifted by one whenever the turns would begin anew with the same pair.
         shift = place // np.lcm(num_personas, len(allowed))

@@ -59,6 +59,19 @@ def test_components_are_spread_evenly(personas, exemplars, number, seed) -> None
         assert len(pairs) == min(number, personas * allowed)
 
 
+def test_items_of_one_key_see_the_same_as_far_as_they_may() -> None:
+    leave_out = np.zeros((6, 9), bool)
+    keys = ["a", "b", "a", "b", "a", "a"]
+    chosen = choose_components(leave_out, 3, 6, keys=keys)
+    assert (chosen[[2, 4, 5]] == chosen[0]).all()
+    assert (chosen[3] == chosen[1]).all()
+    assert (chosen[0] != chosen[1]).any()
+    leave_out[4, chosen[0, 0, 1]] = True
+    other = choose_components(leave_out, 3, 6, keys=keys)
+    assert (other[[0, 2, 5]] == chosen[0]).all()
+    assert chosen[0, 0, 1] not in other[4, :, 1]
+
+
 def test_an_item_without_exemplars_is_refused() -> None:
     with pytest.raises(DataError, match="Item 1 may see no exemplar"):
         choose_components(np.array([[False, True], [True, True]]), 2, 2)

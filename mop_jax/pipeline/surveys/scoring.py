@@ -37,7 +37,8 @@ def score_items(
         run.design.leave_out(items),
         len(run.personas),
         space.config.candidates.num_candidates,
-        keys=items.names(),
+        # One key a question: cells then differ by their people, not by what happens to be shown.
+        keys=[items.questions[q].id for q in items.question],
         seed=space.config.seed,
     )
     return score_options(
