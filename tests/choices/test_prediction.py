@@ -130,17 +130,13 @@ def test_one_group_is_the_whole_and_its_interval_is_narrower_than_its_parts(item
     whole = poststratify(shares, items, frame)
     parts = poststratify(shares, items, frame, ["age", "sex"])
     assert (whole["population"] == 1).all()
-    weighted = (parts["share"] * parts["population"]).groupby(
-        [parts["question"], parts["option"]]
-    )
+    weighted = (parts["share"] * parts["population"]).groupby([parts["question"], parts["option"]])
     for row in whole.itertuples():
         assert weighted.sum()[row.question, row.option] == pytest.approx(row.share)
     width = {key: table["high"] - table["low"] for key, table in (("w", whole), ("p", parts))}
     assert width["w"].max() < width["p"].min()
     constant = pd.concat([items.cells.assign(country="NO")], axis=1)
-    moved = Items(
-        items.questions, constant, items.cell, items.question, items.counts, items.people
-    )
+    moved = Items(items.questions, constant, items.cell, items.question, items.counts, items.people)
     framed = Frame(frame.cells.assign(country="NO"), frame.shares)
     one = poststratify(shares, moved, framed, ["country"])
     pd.testing.assert_frame_equal(one.drop(columns="country"), whole)
