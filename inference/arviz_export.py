@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro
 
@@ -23,6 +24,7 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.predictive import log_likelihood_draws
 from mop_jax.inference.simulation import SimulatedResponse
+from mop_jax.models.choice_data import Choices
 from mop_jax.models.data import MixtureData
 
 RESPONSE_STATISTICS: dict[str, Callable[[str], float]] = {
@@ -46,6 +48,8 @@ def to_inference_data(
     responses: Sequence[str] | None = None,
     simulated: Sequence[SimulatedResponse] | None = None,
     statistics: Mapping[str, Callable[[str], float]] | None = None,
+    names: Mapping[str, Sequence[Any]] | None = None,
+    predictive_key: jax.Array | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> arviz.InferenceData:
     """The posterior in ArviZ's groups.
@@ -61,9 +65,15 @@ def to_inference_data(
     `response_characters`); with `simulated`, `posterior_predictive` holds those of the simulated,
     so that `arviz.plot_ppc` draws the one beside the other, and the texts, personas and exemplars.
 
+    Of closed answers `observed_data` holds the `counts` of every record's options, and
+    `posterior_predictive` counts drawn for as many people; `constant_data` the table of options in
+    place of that of responses, offsets, and which question and which levels a record is of, −1
+    where it was not known.
+
     `arviz.loo` runs on this, but is exact for Markov chains, all components scored and equal
     weights only; where one of these fails, the attribute `loo` of `log_likelihood` says how.
-    Held-out records are what claims should be made on.
+    Held-out records are what claims should be made on. Of closed answers it leaves out a whole
+    item, which the attribute says.
 
     Draws that are independent (SVI, Laplace) are divided into equal chains. For such draws any
     division is as good as another, R-hat is 1 up to noise, and the effective sample size is the
@@ -82,6 +92,10 @@ def to_inference_data(
             A draw of `posterior_predictive` is one response for every record that has any; where a
             record has fewer than another, the rest is NaN and empty text.
         statistics: name → number of a text; `RESPONSE_STATISTICS` by default.
+        names: coordinates of further dimensions by their names, of closed answers `option`,
+            `question` and, by grouping, `age_level`; questions and levels may be those that were
+            known, and `unseen` is added.
+        predictive_key: decides the drawn counts of closed answers; `jax.random.key(0)` by default.
         attributes: further attributes of every group; what is neither text nor number becomes JSON.
 
     Raises:
@@ -119,14 +133,16 @@ def to_inference_data(
         "context_similarity": ["record", "exemplar"],
     }
     weighted = np.asarray(log_likelihood) * np.asarray(data.weights)
-    names = _variable_names(posterior.samples, dims)
+    variables = _variable_names(posterior.samples, dims)
     groups: dict[str, Any] = {
-        "posterior": {names[name]: by_chain(value) for name, value in posterior.samples.items()},
+        "posterior": {
+            variables[name]: by_chain(value) for name, value in posterior.samples.items()
+        },
         "log_likelihood": {"response": by_chain(log_likelihood)},
         # Not `lp`, which in ArviZ is the log joint density: priors are not in it.
         "sample_stats": {"weighted_log_likelihood": by_chain(weighted.sum(1))},
         "constant_data": {
-            "response_log_likelihood": np.asarray(data.log_likelihood),
+            **_table(data),
             "persona_index": np.asarray(data.persona_index),
             "exemplar_index": np.asarray(data.exemplar_index),
             "log_weight": np.asarray(data.log_weight),
@@ -135,6 +151,14 @@ def to_inference_data(
             **_similarity(posterior, data),
         },
     }
+    if data.choices is not None:
+        dims |= _choice_dims(data.choices)
+        coords |= _choice_coords(data.choices, names or {})
+        groups["observed_data"] = {"counts": np.asarray(data.choices.counts)}
+        key = jax.random.key(0) if predictive_key is None else predictive_key
+        groups["posterior_predictive"] = {"counts": by_chain(_drawn_counts(posterior, data, key))}
+    elif names:
+        raise DataError(f"names has {next(iter(names))!r}; only closed answers have names.")
     if responses is not None:
         texts = _texts("responses", responses, data.num_records)
         groups["observed_data"] = _statistics(texts, statistics)
@@ -143,7 +167,7 @@ def to_inference_data(
     inference_data = arviz.from_dict(
         **{name: group for name, group in groups.items() if group},
         coords=coords,
-        dims={names.get(name, name): value for name, value in dims.items()},
+        dims={variables.get(name, name): value for name, value in dims.items()},
     )
     if simulated is not None:
         predictive = _predictive_group(simulated, data.num_records, statistics)
@@ -173,10 +197,78 @@ def to_inference_data(
         inference_data[group].attrs.update(provenance)
         # Without the time of day, the same fit makes the same file.
         inference_data[group].attrs.pop("created_at", None)
+    said = [_LOO_OF_ITEMS] if data.choices is not None else []
     if approximations := _loo_approximations(posterior, data):
-        text = f"loo is approximate: {'; '.join(approximations)}"
-        inference_data["log_likelihood"].attrs["loo"] = text
+        said.append(f"loo is approximate: {'; '.join(approximations)}")
+    if said:
+        inference_data["log_likelihood"].attrs["loo"] = ". ".join(said)
     return inference_data
+
+
+_LOO_OF_ITEMS = "loo leaves out an item: all answers that a record counts, not one person's"
+
+
+def _table(data: MixtureData) -> dict[str, np.ndarray]:
+    """What the language model said, and for closed answers what else an item is given."""
+    choices = data.choices
+    if choices is None:
+        return {"response_log_likelihood": np.asarray(data.log_likelihood)}
+    return {
+        "option_log_likelihood": np.asarray(choices.option_log_likelihood),
+        "option_offset": np.asarray(choices.option_offset),
+        "question_index": _codes(choices.question),
+        **{f"level_index.{name}": _codes(design) for name, design in choices.groups.items()},
+    }
+
+
+def _codes(design: Any) -> np.ndarray:
+    """The column that each row is in; −1 for the last, which is of what was not known."""
+    column = np.asarray(design).argmax(1)
+    return np.where(column == np.shape(design)[1] - 1, -1, column)
+
+
+def _choice_dims(choices: Choices) -> dict[str, list[str]]:
+    return {
+        "counts": ["record", "option"],
+        "option_log_likelihood": ["record", "candidate", "option"],
+        "option_offset": ["record", "option"],
+        "question_index": ["record"],
+        **{f"level_index.{name}": ["record"] for name in choices.groups},
+    }
+
+
+def _choice_coords(choices: Choices, names: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    sizes = {"option": np.shape(choices.counts)[1], "question": np.shape(choices.question)[1]}
+    sizes |= {f"{name}_level": np.shape(v)[1] for name, v in choices.groups.items()}
+    unknown = [name for name in names if name not in sizes]
+    if unknown:
+        raise DataError(
+            f"names has {unknown[0]!r}, which is no dimension; there are {', '.join(sizes)}."
+        )
+    coords = {}
+    for name, size in sizes.items():
+        given = None if name not in names else list(names[name])
+        if name != "option":
+            given = [*range(size - 1)] if given is None else given
+            if len(given) == size - 1:
+                given = [*map(str, given), "unseen"]
+        coords[name] = _coordinate(f"names[{name!r}]", given, size)
+    return coords
+
+
+def _drawn_counts(posterior: Posterior, data: MixtureData, rng_key: jax.Array) -> np.ndarray:
+    """Counts drawn for as many people as were counted, [S, N, M]."""
+    data = data._replace(
+        feature_maps=posterior.data.feature_maps, similarity=posterior.data.similarity
+    )
+    draws = {name: jnp.asarray(values) for name, values in posterior.samples.items()}
+    predictive = numpyro.infer.Predictive(
+        numpyro.handlers.uncondition(posterior.model),
+        draws,
+        num_samples=None if draws else 1,
+        return_sites=["response"],
+    )
+    return np.asarray(predictive(rng_key, data, **posterior.model_kwargs)["response"])
 
 
 def _similarity(posterior: Posterior, data: MixtureData) -> dict[str, np.ndarray]:

@@ -219,6 +219,7 @@ def gate_at(
     leave_out: Any | None = None,
     labels: Any | None = None,
     groups: Any | None = None,
+    member_of: Mapping[str, Any] | None = None,
 ) -> GateDraws:
     """The gate at contexts under every draw.
 
@@ -230,6 +231,9 @@ def gate_at(
             of the fit (`Components.codes`); by default, and where they are −1, not known: Ω is then
             what it is without the term.
         groups: codes of the contexts' groups, likewise.
+        member_of: of closed answers, codes of the levels of each grouping (`age`), int [N]. By
+            default, and where they are −1, contexts are of groups that no item of the fit was of:
+            their effects on π are draws from what the other groups taught of such effects.
     """
 
     def gate(mixture: PersonaMixture, data: MixtureData) -> GateDraws:
@@ -242,5 +246,7 @@ def gate_at(
         )
 
     contexts = np.asarray(context_embeddings, posterior.data.context_embeddings.dtype)
-    data = posterior.data.at_contexts(contexts, leave_out, labels=labels, groups=groups)
+    data = posterior.data.at_contexts(
+        contexts, leave_out, labels=labels, groups=groups, member_of=member_of
+    )
     return map_draws(posterior, data, gate)

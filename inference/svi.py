@@ -118,8 +118,8 @@ def fit_svi(
             each from the full learning rate, until one of them has changed nothing.
         batch_size: records per step, given to the model as `subsample_size`; all by default.
         num_particles: draws of the guide per step.
-        tolerance: of the convergence report, nats per record; less where records are many, see
-            `convergence_report`.
+        tolerance: of the convergence report, nats per answer: a record is one, or as many as it
+            counts. Less where answers are many, see `convergence_report`.
         progress: whether to show a progress bar.
         checkpoint: a folder from which a fit that was killed goes on, to the same last bit. Every
             few seconds the optimiser's state is saved there; a finished fit that took longer than
@@ -186,7 +186,7 @@ def fit_svi(
             report = convergence_report(
                 steps.losses[:end],
                 float(np.sum(data.weights)),
-                tolerance,
+                tolerance * answers_per_record(data),
                 rounds=rounds[: number + 1],
                 latent_dim=sum(math.prod(shape) for shape in sites.values()),
             )
@@ -201,6 +201,14 @@ def fit_svi(
         if jax.tree.leaves(value)
     }
     return SVIFit(params, auto_guide, steps.losses, report, model, kwargs, data)
+
+
+def answers_per_record(data: MixtureData) -> float:
+    """How many answers a record holds on average: one, but for counts of closed answers."""
+    if data.choices is None:
+        return 1.0
+    weighted = np.asarray(data.weights) * np.asarray(data.choices.counts).sum(1)
+    return max(1.0, float(weighted.sum() / np.sum(data.weights)))
 
 
 def without_prior(model: Callable[..., Any]) -> Callable[..., Any]:

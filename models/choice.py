@@ -39,9 +39,10 @@ def mixture_of_choices(
     similarity: bool = False,
     similarity_prior_scale: float = 1.0,
     group_effects: bool = True,
-    group_scale: float = 1.0,
+    group_scale: float = 0.7,
     option_bias: bool = True,
-    option_bias_scale: float = 1.0,
+    option_bias_scale: float = 0.7,
+    scale_spread: float = 0.6,
     dispersion: bool = True,
     concentration: float = 50.0,
     concentration_spread: float = 1.5,
@@ -51,11 +52,11 @@ def mixture_of_choices(
 
         π(x), Ω(x) = gate(x; θ)                                          sites gate.*
         log π_k += Σ_g σ_g α_g[level of x, k],   α ~ Normal(0, 1)        sites group_effect.*
-        σ_g ~ HalfNormal(group_scale)                                    sites group_scale.*
+        log σ_g ~ Normal(log group_scale, scale_spread²)                 sites group_scale.*
         μ ~ Normal(0, temperature_prior_scale²)                          site mean_log_temperature
         log τ_k ~ Normal(μ, temperature_spread²)                         site log_temperature
         b_qm = σ_b β_qm,   β ~ Normal(0, 1)                              site option_bias
-        σ_b ~ HalfNormal(option_bias_scale)                              site option_bias_scale
+        log σ_b ~ Normal(log option_bias_scale, scale_spread²)           site option_bias_scale
         log φ_q ~ Normal(log concentration, concentration_spread²)       site log_concentration
         counts_i ~ ChoiceCounts(π(x_i), Ω(x_i), τ, b_q(i), φ_q(i))       site response
 
@@ -78,9 +79,10 @@ def mixture_of_choices(
         similarity: see there.
         similarity_prior_scale: see there.
         group_effects: whether groups prefer personas of their own.
-        group_scale: prior scale of the groups' standard deviations, in logits of π.
+        group_scale: prior median of the groups' standard deviations, in logits of π.
         option_bias: whether b is learned.
-        option_bias_scale: prior scale of its standard deviation, nats.
+        option_bias_scale: prior median of its standard deviation, nats.
+        scale_spread: prior standard deviation of the logarithms of both.
         dispersion: whether cells differ by more than sampling error (see `ChoiceCounts`).
         concentration: prior median of φ, people.
         concentration_spread: prior standard deviation of log φ.
@@ -121,10 +123,13 @@ def mixture_of_choices(
     effects = {}
     if group_effects:
         for name, design in data.choices.groups.items():
-            effects[name] = _group_effect(name, design.shape[-1], data.num_personas, group_scale)
+            prior = dist.LogNormal(jnp.log(group_scale), scale_spread)
+            effects[name] = _group_effect(name, design.shape[-1], data.num_personas, prior)
     bias = jnp.zeros((num_questions, num_options), dtype)
     if option_bias:
-        scale = numpyro.sample("option_bias_scale", dist.HalfNormal(option_bias_scale))
+        scale = numpyro.sample(
+            "option_bias_scale", dist.LogNormal(jnp.log(option_bias_scale), scale_spread)
+        )
         bias = scale * _standard("option_bias", ("question", "option"), bias.shape)
     log_concentration = None
     if dispersion:
@@ -161,9 +166,11 @@ def mixture_of_choices(
     return answers
 
 
-def _group_effect(name: str, num_levels: int, num_personas: int, group_scale: float) -> jax.Array:
+def _group_effect(
+    name: str, num_levels: int, num_personas: int, scale_prior: dist.Distribution
+) -> jax.Array:
     """Logits that the levels of a grouping add to the personas, [L + 1, K], partially pooled."""
-    scale = numpyro.sample(f"group_scale.{name}", dist.HalfNormal(group_scale))
+    scale = numpyro.sample(f"group_scale.{name}", scale_prior)
     shape = (num_levels, num_personas)
     return scale * _standard(f"group_effect.{name}", (f"{name}_level", "persona"), shape)
 

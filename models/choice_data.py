@@ -47,13 +47,27 @@ class Choices(NamedTuple):
             return jax.tree.map(lambda values: jnp.asarray(values)[index], self)
         return jax.tree.map(lambda values: values[index], self)
 
-    def unknown(self, number: int) -> Choices:
-        """Placeholders of items that nobody has answered, of no known question or group."""
+    def unknown(self, number: int, member_of: Mapping[str, Array] | None = None) -> Choices:
+        """Placeholders of items that nobody has answered, of no known question.
 
-        def design(values: Array) -> np.ndarray:
-            empty = np.zeros((number, values.shape[-1]), np.float32)
-            empty[:, -1] = 1.0
-            return empty
+        Args:
+            number: N.
+            member_of: codes of the levels of groupings, integers [N]; −1 for a level unseen so far,
+                as all are of groupings that are not given.
+
+        Raises:
+            DataError: if there is no such grouping, or no such level.
+        """
+        member_of = member_of or {}
+        for name in member_of:
+            if name not in self.groups:
+                known = ", ".join(self.groups) or "none"
+                raise DataError(f"member_of names the grouping {name!r}; there are {known}.")
+
+        def design(values: Array, name: str = "") -> np.ndarray:
+            label = f"member_of[{name!r}]"
+            codes = _codes(label, member_of.get(name, np.full(number, -1)), number, -1)
+            return _design(label, codes, values.shape[-1] - 1, values.dtype)
 
         options = self.counts.shape[-1]
         dtype = self.option_log_likelihood.dtype
@@ -62,7 +76,7 @@ class Choices(NamedTuple):
             np.zeros((number, options), dtype),
             np.zeros((number, options), dtype),
             design(self.question),
-            {name: design(values) for name, values in self.groups.items()},
+            {name: design(values, name) for name, values in self.groups.items()},
         )
 
 

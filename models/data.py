@@ -96,14 +96,18 @@ class MixtureData(NamedTuple):
         *,
         labels: Array | None = None,
         groups: Array | None = None,
+        member_of: Mapping[str, Array] | None = None,
     ) -> MixtureData:
         """The same personas and exemplars before new contexts [M, D] whose responses are unknown.
 
         Each new record gets one placeholder candidate, so that the model runs and its gate can be
         read; its log-likelihoods mean nothing. Labels and groups, codes [M], are unknown (−1) where
-        they are not given.
+        they are not given; so are levels of the groupings of closed answers (`member_of`, codes by
+        grouping), whose persona effects are then those of a group that no item was of.
         """
         num_records = len(context_embeddings)
+        if member_of and self.choices is None:
+            raise DataError("member_of says what groups people are in; these data have none.")
         codes: dict[str, Any] = {"labels": None, "groups": None}
         if self.similarity is not None:
             unknown = np.full(num_records, -1, np.int32)
@@ -119,7 +123,7 @@ class MixtureData(NamedTuple):
             exemplar_index=np.zeros((num_records, 1), np.int32),
             log_weight=np.zeros((num_records, 1), np.float32),
             log_likelihood=np.zeros((num_records, 1, len(self.temperature_grid)), np.float32),
-            choices=None if self.choices is None else self.choices.unknown(num_records),
+            choices=None if self.choices is None else self.choices.unknown(num_records, member_of),
             **codes,
         )
 

@@ -36,7 +36,9 @@ class ShareDraws:
         """
         shares = self.probs.astype(np.float64)
         finite = np.isfinite(self.concentration)
-        pseudo = np.where(finite, self.concentration, 1.0)[..., None] * shares
+        # In float32 the least of concentrations may have become zero.
+        concentration = np.maximum(np.where(finite, self.concentration, 1.0), 1e-30)
+        pseudo = concentration.astype(np.float64)[..., None] * shares
         # Gammas of small shape by Γ(a) = Γ(a + 1) U^(1/a), in logarithms: they would vanish.
         present = pseudo > 0
         shape = np.where(present, pseudo, 1.0)
