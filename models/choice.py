@@ -40,6 +40,8 @@ def mixture_of_choices(
     similarity_prior_scale: float = 1.0,
     group_effects: bool = True,
     group_scale: float = 0.7,
+    option_effects: bool = False,
+    option_effect_scale: float = 0.3,
     option_bias: bool = True,
     option_bias_scale: float = 0.7,
     scale_spread: float = 0.6,
@@ -59,6 +61,11 @@ def mixture_of_choices(
         log σ_b ~ Normal(log option_bias_scale, scale_spread²)           site option_bias_scale
         log φ_q ~ Normal(log concentration, concentration_spread²)       site log_concentration
         counts_i ~ ChoiceCounts(π(x_i), Ω(x_i), τ, b_q(i), φ_q(i))       site response
+
+    and with `option_effects`, which a language model may make needless or not:
+
+        b_qm += κ_g γ_g[level of x, q, m],   γ ~ Normal(0, 1)            sites option_effect.*
+        log κ_g ~ Normal(log option_effect_scale, scale_spread²)         sites option_effect_scale.*
 
     α and β are standardised: times their scale they are logits. A group or a question that no
     training item is in keeps its prior, with the scale that the others taught: predictions for it
@@ -80,6 +87,9 @@ def mixture_of_choices(
         similarity_prior_scale: see there.
         group_effects: whether groups prefer personas of their own.
         group_scale: prior median of the groups' standard deviations, in logits of π.
+        option_effects: whether groups prefer options directly, as in a multilevel regression
+            (MRP), beside what personas say: what κ takes, personas do not explain.
+        option_effect_scale: prior median of κ, nats.
         option_bias: whether b is learned.
         option_bias_scale: prior median of its standard deviation, nats.
         scale_spread: prior standard deviation of the logarithms of both.
@@ -125,6 +135,14 @@ def mixture_of_choices(
         for name, design in data.choices.groups.items():
             prior = dist.LogNormal(jnp.log(group_scale), scale_spread)
             effects[name] = _group_effect(name, design.shape[-1], data.num_personas, prior)
+    direct = {}
+    if option_effects:
+        for name, design in data.choices.groups.items():
+            prior = dist.LogNormal(jnp.log(option_effect_scale), scale_spread)
+            shape = (design.shape[-1], num_questions, num_options)
+            direct[name] = numpyro.sample(f"option_effect_scale.{name}", prior) * _standard(
+                f"option_effect.{name}", (f"{name}_level", "question", "option"), shape
+            )
     bias = jnp.zeros((num_questions, num_options), dtype)
     if option_bias:
         scale = numpyro.sample(
@@ -146,6 +164,11 @@ def mixture_of_choices(
         persona = logits.persona
         for name, effect in effects.items():
             persona = persona + choices.groups[name] @ effect
+        option_logits = choices.option_offset + choices.question @ bias
+        for name, effect in direct.items():
+            option_logits = option_logits + jnp.einsum(
+                "nl,nq,lqm->nm", choices.groups[name], choices.question, effect
+            )
         answers = ChoiceCounts(
             persona,
             logits.exemplar_record,
@@ -155,7 +178,7 @@ def mixture_of_choices(
             batch.exemplar_index,
             batch.log_weight,
             choices.option_log_likelihood,
-            choices.option_offset + choices.question @ bias,
+            option_logits,
             total_count=jnp.round(choices.counts.sum(-1)),
             concentration=(
                 None if log_concentration is None else jnp.exp(choices.question @ log_concentration)

@@ -55,6 +55,7 @@ class SurveyConfig(Section):
     `groups` are covariates, or interactions such as `age:education`, whose levels prefer personas
     of their own. `hold_out_cells` is the share of the cells that nothing is fitted to, and
     `hold_out_question` one whose answers a second fit does without: both are evaluated.
+    `option_effects` lets groups prefer options directly, too, beside what personas say.
     `num_orders` is in how many orders options are shown, `calibration` whether people's preference
     for an option beyond the language model's is learned, and `dispersion` whether cells differ by
     more than sampling error.
@@ -79,6 +80,7 @@ class SurveyConfig(Section):
     missing: list[Answer] = Field(default_factory=list)
     covariate_missing: Literal["refuse", "keep", "drop"] = "refuse"
     groups: list[Text] = Field(default_factory=list)
+    option_effects: bool = False
     hold_out_cells: float = Field(0.25, gt=0, lt=1)
     hold_out_question: str | None = None
     num_orders: int = Field(2, ge=1)
@@ -148,7 +150,7 @@ class SurveyConfig(Section):
                 raise ValueError("covariates are missing: name the columns that describe people")
             return self
         own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question"}
-        own |= {"num_orders", "calibration", "dispersion"}
+        own |= {"num_orders", "calibration", "dispersion", "option_effects"}
         fields = type(self).model_fields.items()
         others = [
             n

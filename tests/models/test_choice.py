@@ -62,6 +62,10 @@ def slow_probs(data, sites):
         log_pi[i] = log_softmax(logits)
         question = int(np.argmax(choices.question[i]))
         bias = sites["option_bias_scale"] * sites["option_bias"][question]
+        for name, design in choices.groups.items():
+            if f"option_effect.{name}" in sites:
+                own = sites[f"option_effect.{name}"][int(np.argmax(design[i])), question]
+                bias = bias + sites[f"option_effect_scale.{name}"] * own
         present = np.isfinite(choices.option_offset[i])
         weights, answers = [], []
         for c in range(data.persona_index.shape[1]):
@@ -86,10 +90,12 @@ def slow_log_density(data, sites):
     total = norm(0, 0.5).logpdf(sites["mean_log_temperature"])
     total += norm(sites["mean_log_temperature"], 0.25).logpdf(sites["log_temperature"]).sum()
     for name, value in sites.items():
-        if name.startswith(("gate.", "group_effect.")) or name == "option_bias":
+        if name.startswith(("gate.", "group_effect.", "option_effect.")) or name == "option_bias":
             total += norm.logpdf(value).sum()
         if name.startswith("group_scale.") or name == "option_bias_scale":
             total += lognorm(0.6, scale=0.7).logpdf(value)
+        if name.startswith("option_effect_scale."):
+            total += lognorm(0.6, scale=0.3).logpdf(value)
     total += norm(np.log(50), 1.5).logpdf(sites["log_concentration"]).sum()
     probs, _ = slow_probs(data, sites)
     for i in range(N):
@@ -122,13 +128,14 @@ def rich():
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_log_density_equals_scipys_with_every_term(rich, seed):
+@pytest.mark.parametrize(("seed", "direct"), [(0, False), (1, False), (2, True)])
+def test_log_density_equals_scipys_with_every_term(rich, seed, direct):
+    kwargs = {"option_effects": direct}
     with jax.enable_x64(True):
-        sites = sites_of(rich, seed)
-        assert len(sites) == 14
-        found = density(rich, sites)
-        probs = np.asarray(distribution_at(rich, sites).probs)
+        sites = sites_of(rich, seed, **kwargs)
+        assert len(sites) == 14 + 4 * direct
+        found = density(rich, sites, **kwargs)
+        probs = np.asarray(distribution_at(rich, sites, **kwargs).probs)
     np.testing.assert_allclose(probs, slow_probs(rich, sites)[0], rtol=1e-9, atol=1e-12)
     assert found == pytest.approx(slow_log_density(rich, sites), rel=1e-8)
     for name in sites:  # every site matters, so that none is left out on both sides

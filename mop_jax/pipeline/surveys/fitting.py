@@ -29,8 +29,6 @@ from mop_jax.pipeline.workspace import Workspace
 # Streams of random numbers; see `mop_jax.pipeline.fitting`.
 _FIT, _DRAWS, _UNSEEN = 2**31 + 11, 2**31 + 12, 2**31 + 13
 _CHECKPOINTS = ".fit"
-# Steps of a fit: few parameters, whose whitened guide starts at the posterior's Laplace form.
-_STEPS = 2000
 
 
 def fit_survey(space: Workspace) -> None:
@@ -73,12 +71,14 @@ def model_arguments(config: RunConfig) -> dict[str, Any]:
         **given,
         "option_bias": survey.calibration == "learned",
         "dispersion": survey.dispersion,
+        "option_effects": survey.option_effects,
     }
 
 
 def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
     section = run.config.inference
-    num_steps = section.num_steps or _STEPS
+    # Without a number, on and on until it has settled.
+    num_steps = section.num_steps
     return fit_svi(
         jax.random.fold_in(jax.random.key(run.config.seed), stream),
         data,
