@@ -106,17 +106,9 @@ def test_a_file_gives_the_posterior_back_bit_for_bit(posterior, data, tmp_path):
     np.testing.assert_array_equal(
         log_likelihood_draws(loaded, data), log_likelihood_draws(posterior, data)
     )
-    with pytest.raises(DataError, match="has a site 'log_concentration'"):
-        save_posterior(path, posterior.replace(samples={"x": np.zeros(2)}))
-        load_posterior(
-            path,
-            model_kwargs={
-                "uniform_gate": True,
-                "group_effects": False,
-                "option_bias": False,
-                "temperature": False,
-            },
-        )
+    save_posterior(path, posterior.replace(samples={"x": np.zeros(2)}))
+    with pytest.raises(DataError, match=r"has a site '[\w.]+' of shape .* no such draws"):
+        load_posterior(path)
 
 
 def test_arviz_gets_counts_options_and_names(posterior, data, tmp_path):
