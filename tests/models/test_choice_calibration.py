@@ -113,9 +113,7 @@ def statistics(found):
 def test_ranks_are_uniform_and_a_wrong_likelihood_would_be_noticed(ranks):
     """0.1 % false failures over all quantities by Bonferroni, fixed by the seed."""
     found, bound = statistics(ranks(jax.random.key(1), 1.0))
-    print(found, bound)
     assert (found < bound).all(), dict(zip([*SITES, "probability"], found, strict=True))
     # As of eight times as many people, all of whom answer as those do.
     wrong, _ = statistics(ranks(jax.random.key(1), 8.0))
-    print(wrong)
     assert wrong.max() > bound
