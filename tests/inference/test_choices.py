@@ -107,16 +107,8 @@ def test_a_file_gives_the_posterior_back_bit_for_bit(posterior, data, tmp_path):
         log_likelihood_draws(loaded, data), log_likelihood_draws(posterior, data)
     )
     save_posterior(path, posterior.replace(samples={"x": np.zeros(2)}))
-    with pytest.raises(DataError, match="has a site 'log_concentration'"):
-        load_posterior(
-            path,
-            model_kwargs={
-                "uniform_gate": True,
-                "group_effects": False,
-                "option_bias": False,
-                "temperature": False,
-            },
-        )
+    with pytest.raises(DataError, match=r"has a site '[\w.]+' of shape .* no such draws"):
+        load_posterior(path)
 
 
 def test_arviz_gets_counts_options_and_names(posterior, data, tmp_path):
