@@ -10,8 +10,8 @@ import typer
 ConfigArgument = Annotated[
     str,
     typer.Argument(
-        help="A YAML file, the name of a shipped configuration (demo, rotten_tomatoes), or an "
-        "existing run folder."
+        help="A YAML file, the name of a shipped configuration (demo, rotten_tomatoes, reuters_r8, "
+        "ces, anes), or an existing run folder."
     ),
 ]
 OutOption = Annotated[
