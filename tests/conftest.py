@@ -55,12 +55,41 @@ _TURNS = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what uses the real language model, so that `-m "not real"` leaves it out.
+# Where the command line keeps compiled programs if XDG_CACHE_HOME is `.cache`, as in the tests: one
+# folder for tests, the commands that they run, and the processes that they start.
+COMPILED_PROGRAMS = Path(__file__).parents[1] / ".cache" / "mop-jax" / "xla"
+# Files that take longest, the longest first; they are started before all others, since a long one
+# that comes last keeps one worker busy while the other has nothing left to do.
+LONGEST = (
+    "test_notebooks.py",
+    "lm/test_mesh.py",
+    "pipeline/test_resume.py",
+    "benchmark/test_transfer.py",
+    "pipeline/test_changes.py",
+    "benchmark/test_ablations.py",
+    "benchmark/test_tables.py",
+    "pipeline/surveys/test_survey_run.py",
+    "pipeline/test_steps.py",
+    "pipeline/test_similarity.py",
+    "pipeline/test_bad_input.py",
+)
+# Of the 65,530 memory maps that Linux grants a process.
+MANY_MAPS = 16_000
 
-    The notebook, which takes longest, goes first: beside it a second worker does all the rest.
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first.
+
+    Marks what uses the real language model, so that `-m "not real"` leaves it out.
     """
-    items.sort(key=lambda item: "test_notebooks" not in item.nodeid)
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    folder = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(folder) if item.path.is_relative_to(folder) else item.path
+        return rank.get(name.as_posix(), len(rank))
+
+    items.sort(key=place)
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)
@@ -68,24 +97,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache() -> Iterator[None]:
-    """Keeps compiled programs between runs of the suite, in a folder that git ignores."""
-    folder = Path(__file__).parents[1] / ".cache" / "jax-tests"
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    """Keeps compiled programs between runs of the suite, in a folder that git ignores.
+
+    Processes that tests start find the same folder in their environment.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(COMPILED_PROGRAMS),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            patch.setenv(name.upper(), str(value))
+        yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def number_of_maps() -> int:
+    """Memory maps of this process; more than there can be where nobody says."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return sys.maxsize
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_programs_are_let_go() -> Iterator[None]:
-    """Forgets a module's compiled programs when its tests are over.
+    """Forgets compiled programs when they are many, after a module's tests.
 
     Each holds several of the 65,530 memory maps that Linux grants a process. One worker that keeps
-    those of the whole suite comes near that, and XLA crashes where it cannot have another.
+    those of the whole suite comes near that, and XLA crashes where it cannot have another. Until
+    they are many the next module may use them, too.
     """
     yield
-    jax.clear_caches()
+    if number_of_maps() > MANY_MAPS:
+        jax.clear_caches()
     gc.collect()
 
 

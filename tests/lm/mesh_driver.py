@@ -175,7 +175,7 @@ def main(out: str, splits: str, *checkpoints: str) -> None:
     planning.TOKENS_PER_CHUNK["cpu"] = 24
     planning.CHUNKS_PER_CALL["cpu"] = 2
     # Compiled programs are kept where the suite keeps its own.
-    folder = Path(__file__).parents[2] / ".cache" / "jax-tests"
+    folder = Path(__file__).parents[2] / ".cache" / "mop-jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     found: dict[str, Any] = {
