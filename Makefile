@@ -26,7 +26,7 @@ demo: setup
 test: setup
 	# Two workers keep two cores busy: more threads of linear algebra would only wait for one another.
 	# No restart: with this distribution a crashed worker's successor may wait for work for ever.
-	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 --durations=40
 
 check: setup
 	$(BIN)/ruff format --check .

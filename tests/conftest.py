@@ -62,8 +62,10 @@ COMPILED_PROGRAMS = Path(__file__).parents[1] / ".cache" / "mop-jax" / "xla"
 # that comes last keeps one worker busy while the other has nothing left to do.
 LONGEST = (
     "test_notebooks.py",
+    "models/test_choice_calibration.py",
     "lm/test_mesh.py",
     "pipeline/test_resume.py",
+    "inference/test_choice_guide.py",
     "benchmark/test_transfer.py",
     "pipeline/test_changes.py",
     "benchmark/test_ablations.py",
