@@ -164,6 +164,7 @@ def test_full_tables_the_plain_form_and_the_users_own_personas(materials, tmp_pa
         personas={"path": str(personas)},
         prompt={"form": "plain", "end": "\n"},
         candidates={"method": "full"},
+        inference={"guide": "AutoDelta"},  # which is compiled in a moment
         evaluation={"num_candidates": 8},
     )
     folder = pipeline.evaluate(config, tmp_path / "run")
