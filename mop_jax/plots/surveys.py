@@ -103,7 +103,7 @@ def group_answers(
             shares[g], places, "o", markerfacecolor="none", markeredgecolor=BLUE,
             markeredgewidth=1.2, markersize=6, label="people",
         )  # fmt: skip
-        axes.set_title(shortened(panel_names[g], 30, 2))
+        axes.set_title(shortened(panel_names[g], 24, 2))
         axes.set_yticks(places, [shortened(name, 24) for name in names])
         axes.set_ylim(-0.6, num_options - 0.4)
         axes.set_xlim(0, 1.05 * reach)
