@@ -138,6 +138,20 @@ STEPS = (
         ("sentence encoder",),
     ),
 )
+# Fields of a survey's section, by the first step that they matter to.
+_SURVEY_ANSWERS = (
+    "sample", "path", "questions", "covariates", "template", "layout", "id", "weight", "strata",
+    "psu", "question_column", "answer_column", "cell_id", "share", "n", "count", "missing",
+    "covariate_missing", "separator", "encoding", "sheet", "value_labels", "hold_out_cells",
+    "hold_out_question",
+)  # fmt: skip
+_SURVEY_MODEL = ("groups", "option_effects", "calibration", "dispersion")
+
+
+def _of_survey(*fields: str) -> tuple[str, ...]:
+    return tuple(f"survey.{field}" for field in fields)
+
+
 SURVEY_STEPS = (
     Step(
         "personas",
@@ -146,7 +160,7 @@ SURVEY_STEPS = (
         (),
         (
             "seed",
-            "survey",
+            *_of_survey(*_SURVEY_ANSWERS),
             "language_model",
             "encoder",
             "personas",
@@ -169,7 +183,7 @@ SURVEY_STEPS = (
         "Log-likelihoods of the options",
         "mop_jax.pipeline.surveys.scoring:score_survey",
         ("personas",),
-        ("prompt", "candidates"),
+        (*_of_survey("num_orders"), "prompt", "candidates"),
         ("options.safetensors", "prompted.safetensors"),
         ("language model",),
     ),
@@ -178,7 +192,7 @@ SURVEY_STEPS = (
         "Posterior of the gate, groups and biases",
         "mop_jax.pipeline.surveys.fitting:fit_survey",
         ("score",),
-        ("model", "inference"),
+        (*_of_survey(*_SURVEY_MODEL), "model", "inference"),
         ("posterior.safetensors", "posterior.nc", "fit.json"),
         ("language model",),
     ),

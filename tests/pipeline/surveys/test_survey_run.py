@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,11 @@ import pandas as pd
 import pytest
 
 from mop_jax import pipeline
+from mop_jax.config import SurveyConfig
 from mop_jax.errors import DataError
 from mop_jax.evaluation.surveys import SURVEY_METHODS
+from mop_jax.pipeline.run_folder import RunFolder
+from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.steps import SURVEY_STEPS
 from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
 
@@ -187,6 +191,28 @@ def test_commands_print_tables(mop, finished, monkeypatch) -> None:
     assert ended.sentence == "There is no covariate 'height' to report by; there are age, sex."
     ended = mop("simulate", finished)
     assert "has no step 'simulate'" in ended.sentence
+
+
+def test_every_field_of_the_section_matters_to_a_step() -> None:
+    named = {
+        entry.partition(".")[2]
+        for step in SURVEY_STEPS
+        for entry in step.sections
+        if entry.startswith("survey.")
+    }
+    assert named == set(SurveyConfig.model_fields)
+
+
+def test_what_the_model_is_told_leaves_scores_as_they_are(finished, tmp_path) -> None:
+    config = pipeline.read_config(finished)
+    assert config.survey is not None
+    survey = config.survey.model_copy(update={"groups": ["sex"], "option_effects": True})
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    run = Run(RunFolder(folder, config.model_copy(update={"survey": survey}), update=True))
+    due = {step.name for step in SURVEY_STEPS if run.reasons(step) is not None}
+    assert "personas" not in due
+    assert "score" not in due
+    assert "fit" in due
 
 
 def test_a_run_of_free_texts_has_no_shares() -> None:
