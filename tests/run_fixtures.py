@@ -22,7 +22,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from filelock import FileLock
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -325,25 +324,9 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Materials:
 
 
 @pytest.fixture(scope="session")
-def finished_run(
-    materials: Materials, tmp_path_factory: pytest.TempPathFactory, worker_id: str
-) -> Path:
-    """A run folder with everything done; tests that write take a copy (`copy_of_run`).
-
-    Several workers compute it once: the first that needs it leaves a copy, with which the others,
-    having waited, go on. As every input is the same, they only note where theirs lie.
-    """
-    folder = tmp_path_factory.mktemp("runs") / "finished"
-    if worker_id == "master":
-        return pipeline.run(materials.config(), folder)
-    first = tmp_path_factory.getbasetemp().parent / "finished"
-    with FileLock(f"{first}.lock"):
-        if first.exists():
-            shutil.copytree(first, folder)
-        pipeline.run(materials.config(), folder)
-        if not first.exists():
-            shutil.copytree(folder, first)
-    return folder
+def finished_run(materials: Materials, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with everything done; tests that write take a copy (`copy_of_run`)."""
+    return pipeline.run(materials.config(), tmp_path_factory.mktemp("runs") / "finished")
 
 
 @pytest.fixture
