@@ -168,6 +168,7 @@ def mixture_data(
     groups: Array | None = None,
     exemplar_groups: Array | None = None,
     similarity: SimilarityMap | None = None,
+    choices: Choices | None = None,
     max_features: int = 32,
     dtype: Any = np.float32,
 ) -> MixtureData:
@@ -197,6 +198,7 @@ def mixture_data(
         exemplar_groups: codes of the exemplars' groups, [J].
         similarity: the map of an earlier data set; by default `fit_similarity_map` of this one,
             which says when a term is left out.
+        choices: closed answers of the same records (`choice_data` makes them).
         max_features: the most features per map when they are fitted here.
         dtype: floating-point type of the arrays made.
 
@@ -279,6 +281,7 @@ def mixture_data(
         labels,
         groups,
         similarity,
+        choices,
     )
 
 
@@ -346,7 +349,7 @@ def choice_data(
         dtype=dtype,
     )
     table = np.zeros(choices.option_log_likelihood.shape[:2], dtype)
-    return mixture_data(log_likelihood=table, dtype=dtype, **arrays)._replace(choices=choices)
+    return mixture_data(log_likelihood=table, choices=choices, dtype=dtype, **arrays)
 
 
 def _finite(name: str, values: Array, dtype: Any, ndim: int) -> np.ndarray:
