@@ -176,7 +176,8 @@ def test_a_new_question_and_a_cell_that_was_never_seen(finished, tmp_path) -> No
     assert path.name == "asked.csv"
     assert set(table["age"]) == {"all", "ancient", "old"}
     assert set(table["question"]) == {"asked"}
-    assert ((table["low"] > 0) & (table["high"] < 1)).all()
+    # Nothing is known of a new question, whatever two short questions taught.
+    assert (table["high"] - table["low"]).min() > 0.2
 
 
 def test_commands_print_tables(mop, finished, monkeypatch) -> None:
