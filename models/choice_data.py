@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mop_jax.errors import DataError
+from mop_jax.models import checks
 
 Array = Any  # numpy or jax array: choices travel through jit
 
@@ -66,7 +67,7 @@ class Choices(NamedTuple):
 
         def design(values: Array, name: str = "") -> np.ndarray:
             label = f"member_of[{name!r}]"
-            codes = _codes(label, member_of.get(name, np.full(number, -1)), number, -1)
+            codes = checks.codes(label, member_of.get(name, np.full(number, -1)), number)
             return _design(label, codes, values.shape[-1] - 1, values.dtype)
 
         options = self.counts.shape[-1]
@@ -128,11 +129,11 @@ def make_choices(
     offset = _shaped("option_offset", option_offset, (items, options), dtype, np.zeros)
     if not np.isfinite(offset[mask]).all():
         raise DataError("option_offset must be finite wherever there is an option.")
-    questions = _codes("question", question, items, -1)
+    questions = checks.codes("question", question, items)
     total = int(questions.max()) + 1 if num_questions is None else num_questions
     designs = {}
     for name, codes in (groups or {}).items():
-        codes = _codes(f"groups[{name!r}]", codes, items, -1)
+        codes = checks.codes(f"groups[{name!r}]", codes, items)
         levels = (num_levels or {}).get(name, int(codes.max()) + 1)
         designs[name] = _design(f"groups[{name!r}]", codes, levels, dtype)
     return Choices(
@@ -146,18 +147,8 @@ def make_choices(
 
 def _shaped(name: str, values: Array | None, shape: tuple, dtype: Any, default: Any) -> np.ndarray:
     array = default(shape, dtype) if values is None else np.asarray(values, dtype)
-    if array.shape != shape:
-        raise DataError(f"{name} has shape {array.shape}; it must be {shape}.")
+    checks.check_shape(name, array, shape)
     return array
-
-
-def _codes(name: str, values: Array, size: int, least: int) -> np.ndarray:
-    codes = np.asarray(values)
-    if codes.shape != (size,) or not np.issubdtype(codes.dtype, np.integer):
-        raise DataError(f"{name} must hold {size} integers, one for each record.")
-    if (codes < least).any():
-        raise DataError(f"{name} must hold integers from {least} on.")
-    return codes
 
 
 def _design(name: str, codes: np.ndarray, levels: int, dtype: Any) -> np.ndarray:

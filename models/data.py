@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mop_jax.errors import DataError
+from mop_jax.models import checks
 from mop_jax.models.choice_data import Choices, make_choices
 from mop_jax.models.feature_maps import FeatureMaps, fit_feature_maps
 from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
@@ -111,8 +112,12 @@ class MixtureData(NamedTuple):
         codes: dict[str, Any] = {"labels": None, "groups": None}
         if self.similarity is not None:
             unknown = np.full(num_records, -1, np.int32)
-            codes["labels"] = unknown if labels is None else _codes("labels", labels, num_records)
-            codes["groups"] = unknown if groups is None else _codes("groups", groups, num_records)
+            codes["labels"] = (
+                unknown if labels is None else checks.codes("labels", labels, num_records)
+            )
+            codes["groups"] = (
+                unknown if groups is None else checks.codes("groups", groups, num_records)
+            )
         if leave_out is None:
             leave_out = np.zeros((num_records, self.num_exemplars), bool)
         return self._replace(
@@ -205,9 +210,9 @@ def mixture_data(
     Raises:
         DataError: naming the array that is at fault.
     """
-    contexts = _finite("context_embeddings", context_embeddings, dtype, 2)
-    personas = _finite("persona_embeddings", persona_embeddings, dtype, 2)
-    exemplars = _finite("exemplar_embeddings", exemplar_embeddings, dtype, 2)
+    contexts = checks.finite("context_embeddings", context_embeddings, dtype, 2)
+    personas = checks.finite("persona_embeddings", persona_embeddings, dtype, 2)
+    exemplars = checks.finite("exemplar_embeddings", exemplar_embeddings, dtype, 2)
     for name, array in (("persona_embeddings", personas), ("exemplar_embeddings", exemplars)):
         if array.shape[1] != contexts.shape[1]:
             raise DataError(
@@ -215,22 +220,24 @@ def mixture_data(
                 "all three must come from one encoder."
             )
     num_records, num_exemplars = len(contexts), len(exemplars)
-    grid = _finite("temperature_grid", temperature_grid, dtype, 1)
+    grid = checks.finite("temperature_grid", temperature_grid, dtype, 1)
     if (grid <= 0).any() or (np.diff(grid) <= 0).any():
         raise DataError("temperature_grid must be positive and strictly increasing.")
 
     table = np.asarray(log_likelihood)
-    table = _finite("log_likelihood", table[..., None] if table.ndim == 2 else table, dtype, 3)
+    table = checks.finite(
+        "log_likelihood", table[..., None] if table.ndim == 2 else table, dtype, 3
+    )
     pairs = (num_records, table.shape[1])
-    _check_shape("log_likelihood", table, (*pairs, len(grid)))
-    persona_index = _index("persona_index", persona_index, pairs, len(personas))
-    exemplar_index = _index("exemplar_index", exemplar_index, pairs, num_exemplars)
+    checks.check_shape("log_likelihood", table, (*pairs, len(grid)))
+    persona_index = checks.index("persona_index", persona_index, pairs, len(personas))
+    exemplar_index = checks.index("exemplar_index", exemplar_index, pairs, num_exemplars)
 
     leave_out = np.zeros((num_records, num_exemplars)) if leave_out is None else leave_out
     leave_out = np.asarray(leave_out, bool)
-    _check_shape("leave_out", leave_out, (num_records, num_exemplars))
+    checks.check_shape("leave_out", leave_out, (num_records, num_exemplars))
     log_weight = np.asarray(log_weight, dtype)
-    _check_shape("log_weight", log_weight, pairs)
+    checks.check_shape("log_weight", log_weight, pairs)
     if np.isnan(log_weight).any() or (log_weight == np.inf).any():
         raise DataError(
             "log_weight must be below +inf everywhere and never NaN; -inf marks padding."
@@ -243,28 +250,35 @@ def mixture_data(
             f"{pairs[1]} listed are padding or left out; every record needs at least one."
         )
     weights = np.ones(num_records) if weights is None else weights
-    weights = _finite("weights", weights, dtype, 1)
-    _check_shape("weights", weights, (num_records,))
+    weights = checks.finite("weights", weights, dtype, 1)
+    checks.check_shape("weights", weights, (num_records,))
     if (weights <= 0).any():
         raise DataError(f"weights[{int(np.argmax(weights <= 0))}] must be positive.")
     weights = (weights / weights.mean()).astype(dtype)
     maps = feature_maps or fit_feature_maps(
         contexts, personas, exemplars, max_features=max_features
     )
-    labels, groups = _codes("labels", labels, num_records), _codes("groups", groups, num_records)
+    labels, groups = (
+        checks.optional_codes("labels", labels, num_records),
+        checks.optional_codes("groups", groups, num_records),
+    )
     if similarity is None:
         if exemplar_contexts is not None:
-            exemplar_contexts = _finite("exemplar_contexts", exemplar_contexts, dtype, 2)
-            _check_shape("exemplar_contexts", exemplar_contexts, exemplars.shape)
+            exemplar_contexts = checks.finite("exemplar_contexts", exemplar_contexts, dtype, 2)
+            checks.check_shape("exemplar_contexts", exemplar_contexts, exemplars.shape)
         similarity = fit_similarity_map(
             contexts,
             maps.context.mean,
             leave_out,
             exemplar_contexts=exemplar_contexts,
             labels=labels,
-            exemplar_labels=_codes("exemplar_labels", exemplar_labels, num_exemplars),
+            exemplar_labels=checks.optional_codes(
+                "exemplar_labels", exemplar_labels, num_exemplars
+            ),
             groups=groups,
-            exemplar_groups=_codes("exemplar_groups", exemplar_groups, num_exemplars),
+            exemplar_groups=checks.optional_codes(
+                "exemplar_groups", exemplar_groups, num_exemplars
+            ),
         )
     return MixtureData(
         contexts,
@@ -350,36 +364,3 @@ def choice_data(
     )
     table = np.zeros(choices.option_log_likelihood.shape[:2], dtype)
     return mixture_data(log_likelihood=table, choices=choices, dtype=dtype, **arrays)
-
-
-def _finite(name: str, values: Array, dtype: Any, ndim: int) -> np.ndarray:
-    array = np.asarray(values, dtype)
-    if array.ndim != ndim or 0 in array.shape:
-        raise DataError(f"{name} must have {ndim} non-empty dimensions, not shape {array.shape}.")
-    if not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise DataError(f"{name} is {array[where]} at index {where}; it must be finite.")
-    return array
-
-
-def _index(name: str, values: Array, shape: tuple[int, ...], size: int) -> np.ndarray:
-    array = np.asarray(values)
-    _check_shape(name, array, shape)
-    if not np.issubdtype(array.dtype, np.integer) or (array < 0).any() or (array >= size).any():
-        raise DataError(f"{name} must hold integers from 0 to {size - 1}.")
-    return array.astype(np.int32)
-
-
-def _codes(name: str, values: Array | None, size: int) -> np.ndarray | None:
-    if values is None:
-        return None
-    array = np.asarray(values)
-    _check_shape(name, array, (size,))
-    if not np.issubdtype(array.dtype, np.integer) or (array < -1).any():
-        raise DataError(f"{name} must hold integers from 0 on, or -1 where nothing is known.")
-    return array.astype(np.int32)
-
-
-def _check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
-    if array.shape != shape:
-        raise DataError(f"{name} has shape {array.shape}; it must be {shape}.")

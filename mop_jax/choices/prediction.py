@@ -49,15 +49,6 @@ class ShareDraws:
         drawn /= drawn.sum(-1, keepdims=True)
         return np.where(finite[..., None], drawn, shares / shares.sum(-1, keepdims=True))
 
-    def samples(self, rng: np.random.Generator, people: np.ndarray) -> np.ndarray:
-        """Draws of the shares among `people` [N] sampled from the cells: what a survey would show.
-
-        float64 [S, N, M].
-        """
-        numbers = np.maximum(np.rint(people).astype(int), 1)
-        drawn = rng.multinomial(np.broadcast_to(numbers, self.probs.shape[:2]), self.cells(rng))
-        return drawn / numbers[:, None]
-
 
 def share_draws(posterior: Posterior, data: MixtureData) -> ShareDraws:
     """Posterior draws of the shares of the items in `data` (see `ChoiceDesign.data`)."""

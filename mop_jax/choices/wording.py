@@ -60,6 +60,10 @@ class Wording:
                 f"{', '.join(covariates)}."
             ) from error
 
+    def context(self, question: Question, person: str) -> str:
+        """What the encoder reads of an item: its options say nothing of who answers what."""
+        return f"{question.text} {person}"
+
     def ask(self, question: Question, person: str, order: Sequence[int] | None = None) -> str:
         """The text of an item, its options in an order, that of the codebook by default."""
         order = range(question.num_options) if order is None else order

@@ -9,6 +9,7 @@ import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -33,6 +34,24 @@ GuideName = Literal[
     "AutoNormal",
 ]
 """Names of `mop_jax.inference.guides.GUIDES`; written out, since reading them imports JAX."""
+
+
+def _separator(value: str) -> str:
+    from mop_jax.population.text_tables import check_separator  # pandas is slow to load
+
+    return check_separator(value)
+
+
+def _encoding(value: str) -> str:
+    from mop_jax.population.encodings import check_encoding
+
+    return check_encoding(value)
+
+
+Separator = Annotated[str, AfterValidator(_separator)]
+"""What parts the columns of a text file."""
+Encoding = Annotated[str, AfterValidator(_encoding)]
+"""How a text file's bytes are to be read."""
 
 
 class Section(BaseModel):
@@ -61,8 +80,8 @@ class PopulationConfig(Section):
     query: str | None = None
     limit: int | None = Field(None, ge=2)
     drop_missing: bool = False
-    separator: str | None = None
-    encoding: str | None = None
+    separator: Separator | None = None
+    encoding: Encoding | None = None
     quoting: Literal["auto", "standard", "none"] = "auto"
     skip_rows: Annotated[int, Field(ge=0)] | list[Annotated[int, Field(ge=1)]] | None = None
     header_row: int = Field(1, ge=1)
@@ -104,20 +123,6 @@ class PopulationConfig(Section):
                 f"{' and '.join(others)}, or dataset"
             )
         return self
-
-    @field_validator("separator")
-    @classmethod
-    def _is_a_separator(cls, value: str | None) -> str | None:
-        from mop_jax.population.text_tables import check_separator  # pandas is slow to load
-
-        return None if value is None else check_separator(value)
-
-    @field_validator("encoding")
-    @classmethod
-    def _is_an_encoding(cls, value: str | None) -> str | None:
-        from mop_jax.population.encodings import check_encoding
-
-        return None if value is None else check_encoding(value)
 
 
 class SplitConfig(Section):

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from mop_jax.config.sections import Section
+from mop_jax.config.sections import Encoding, Section, Separator
 from mop_jax.config.validation import explain, place_of
 
 Text = Annotated[str, Field(min_length=1)]
@@ -86,8 +86,8 @@ class SurveyConfig(Section):
     num_orders: int = Field(2, ge=1)
     calibration: Literal["learned", "off"] = "learned"
     dispersion: bool = True
-    separator: str | None = None
-    encoding: str | None = None
+    separator: Separator | None = None
+    encoding: Encoding | None = None
     sheet: str | int | None = None
     value_labels: bool = True
 
@@ -125,20 +125,6 @@ class SurveyConfig(Section):
             except jinja2.TemplateError as error:
                 raise ValueError(f"the template is malformed: {error}") from error
         return template
-
-    @field_validator("separator")
-    @classmethod
-    def _is_a_separator(cls, value: str | None) -> str | None:
-        from mop_jax.population.text_tables import check_separator  # pandas is slow to load
-
-        return None if value is None else check_separator(value)
-
-    @field_validator("encoding")
-    @classmethod
-    def _is_an_encoding(cls, value: str | None) -> str | None:
-        from mop_jax.population.encodings import check_encoding
-
-        return None if value is None else check_encoding(value)
 
     @model_validator(mode="after")
     def _has_one_source(self) -> SurveyConfig:

@@ -44,7 +44,7 @@ from mop_jax.pipeline.workspace import Workspace
 # Far from small numbers: those are samples' own keys when responses are simulated.
 _FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
 # From there a fit that was killed goes on, and one that was finished before comes back.
-_CHECKPOINTS = ".fit"
+CHECKPOINTS = ".fit"
 
 
 def fit_models(space: Workspace) -> None:
@@ -75,7 +75,7 @@ def fit_models(space: Workspace) -> None:
     write_netcdf(space.path / "posterior.nc", inference_data)
     atomic.write_json(space.path / "fit.json", report)
     atomic.write_json(space.path / "rounds.json", [made._asdict() for made in rounds])
-    checkpoints.remove(space.path / _CHECKPOINTS)
+    checkpoints.remove(space.path / CHECKPOINTS)
 
 
 def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
@@ -139,7 +139,7 @@ def _fit_model(
         num_steps=section.num_steps,
         batch_size=section.batch_size,
         num_particles=section.num_particles,
-        checkpoint=space.path / _CHECKPOINTS,
+        checkpoint=space.path / CHECKPOINTS,
         maximum_likelihood=section.maximum_likelihood,
         initial_values=start,
     )

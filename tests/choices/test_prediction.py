@@ -81,20 +81,6 @@ def test_extreme_concentrations_are_shares_all_the_same(items, concentration) ->
         assert np.abs(drawn.mean((0, 1)) - probs.mean((0, 1))).max() < 0.03
 
 
-def test_samples_are_shares_of_whole_people(items) -> None:
-    shares = ShareDraws(draws(items).astype(np.float32), np.full((DRAWS, ITEMS), 5.0))
-    people = np.array([1, 7, 100, 0, *[3] * 8])
-    drawn = shares.samples(np.random.default_rng(2), people)
-    np.testing.assert_allclose(drawn.sum(-1), 1, atol=1e-12)
-    counts = drawn * np.maximum(people, 1)[:, None]
-    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
-    assert (drawn[:, ~items.mask] == 0).all()
-    # Fewer people differ more; a cell of a hundred by hardly more than the cell itself.
-    cells = shares.cells(np.random.default_rng(3))
-    assert drawn[:, 0].var() > 1.5 * cells[:, 0].var()
-    assert drawn[:, 2].var() < 1.3 * cells[:, 2].var()
-
-
 @pytest.mark.parametrize("by", [(), ("age",), ("age", "sex"), ("sex",)])
 def test_poststratification_equals_a_loop(items, frame, by) -> None:
     shares = draws(items)

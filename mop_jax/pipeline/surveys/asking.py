@@ -98,7 +98,9 @@ class PopulationShares:
         with option_store(space) as store:
             table = score_items(space, survey, items, store)
         contexts = [
-            f"{questions[q].text} {survey.wording.describe(items.covariates_of(int(i)))}"
+            survey.wording.context(
+                questions[q], survey.wording.describe(items.covariates_of(int(i)))
+            )
             for i, q in zip(items.cell, items.question, strict=True)
         ]
         posterior = load_posterior(space.path / "posterior.safetensors")

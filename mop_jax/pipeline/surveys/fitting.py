@@ -11,24 +11,21 @@ import jax
 from mop_jax import atomic
 from mop_jax.config import RunConfig
 from mop_jax.inference import (
-    Posterior,
     SVIFit,
     checkpoints,
     default_optimizer,
     fit_svi,
-    posterior_draws,
     save_posterior,
     to_inference_data,
     write_netcdf,
 )
 from mop_jax.models import MixtureData, mixture_of_choices
-from mop_jax.pipeline.fitting import convergence_of
+from mop_jax.pipeline.fitting import CHECKPOINTS, convergence_of, posterior_of
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.workspace import Workspace
 
 # Streams of random numbers; see `mop_jax.pipeline.fitting`.
-_FIT, _DRAWS, _UNSEEN = 2**31 + 11, 2**31 + 12, 2**31 + 13
-_CHECKPOINTS = ".fit"
+_FIT, _UNSEEN = 2**31 + 11, 2**31 + 13
 _LEARNING_RATE, _PARTICLES = 0.003, 16
 
 
@@ -38,7 +35,7 @@ def fit_survey(space: Workspace) -> None:
     training = ~run.is_test
     data = run.data(training)
     main = _fit(run, data, _FIT)
-    posterior = _draws(main, config)
+    posterior = posterior_of(space, main)
     report = {"mop": convergence_of(main)}
     save_posterior(space.path / "posterior.safetensors", posterior)
     inference_data = to_inference_data(
@@ -53,9 +50,9 @@ def fit_survey(space: Workspace) -> None:
         rest = training & (run.items.question != ids.index(run.section.hold_out_question))
         second = _fit(run, run.data(rest), _UNSEEN)
         report["mop_without_question"] = convergence_of(second)
-        save_posterior(unseen_path(space.path), _draws(second, config))
+        save_posterior(unseen_path(space.path), posterior_of(space, second))
     atomic.write_json(space.path / "fit.json", report)
-    checkpoints.remove(space.path / _CHECKPOINTS)
+    checkpoints.remove(space.path / CHECKPOINTS)
 
 
 def unseen_path(folder: Path) -> Path:
@@ -93,11 +90,6 @@ def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
         num_steps=section.num_steps,
         batch_size=section.batch_size,
         num_particles=num_particles,
-        checkpoint=run.path / _CHECKPOINTS,
+        checkpoint=run.path / CHECKPOINTS,
         maximum_likelihood=section.maximum_likelihood,
     )
-
-
-def _draws(fitted: SVIFit, config: RunConfig) -> Posterior:
-    key = jax.random.fold_in(jax.random.key(config.seed), _DRAWS)
-    return posterior_draws(fitted, key, config.inference.num_draws)

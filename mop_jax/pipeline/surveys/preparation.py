@@ -50,11 +50,11 @@ def prepare_survey(space: Workspace) -> None:
     personas = _personas(space, seen, run.wording)
     people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
     contexts = [
-        f"{items.questions[q].text} {people[i]}"
+        run.wording.context(items.questions[q], people[i])
         for i, q in zip(items.cell, items.question, strict=True)
     ]
     shown = [
-        f"{items.questions[q].text} {people[i]}"
+        run.wording.context(items.questions[q], people[i])
         for i, q in zip(exemplars["cell"], exemplars["question"], strict=True)
     ]
     answered = [f"{c} {r}" for c, r in zip(shown, exemplars["response"], strict=True)]
