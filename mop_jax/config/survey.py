@@ -56,9 +56,12 @@ class SurveyConfig(Section):
     of their own. `hold_out_cells` is the share of the cells that nothing is fitted to, and
     `hold_out_question` one whose answers a second fit does without: both are evaluated.
     `option_effects` lets groups prefer options directly, too, beside what personas say.
-    `num_orders` is in how many orders options are shown, `calibration` whether people's preference
-    for an option beyond the language model's is learned, and `dispersion` whether cells differ by
-    more than sampling error.
+    `num_orders` is in how many orders options are shown, and `dispersion` whether cells differ by
+    more than sampling error. `calibration` is `learned` (people's preference for an option beyond
+    the language model's), `content_free` (the model's own preference for its words, when nobody in
+    particular is asked, is taken off) or `off`. `design_effect` is by how much weights, strata and
+    clusters widen the variance of shares; of individuals it is estimated, of a table of cells it is
+    1 unless it is given.
     """
 
     sample: Literal["ces_2024", "anes_1996"] | None = None
@@ -84,7 +87,8 @@ class SurveyConfig(Section):
     hold_out_cells: float = Field(0.25, gt=0, lt=1)
     hold_out_question: str | None = None
     num_orders: int = Field(2, ge=1)
-    calibration: Literal["learned", "off"] = "learned"
+    calibration: Literal["learned", "content_free", "off"] = "learned"
+    design_effect: float | None = Field(None, gt=0)
     dispersion: bool = True
     separator: Separator | None = None
     encoding: Encoding | None = None
@@ -136,7 +140,7 @@ class SurveyConfig(Section):
                 raise ValueError("covariates are missing: name the columns that describe people")
             return self
         own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question"}
-        own |= {"num_orders", "calibration", "dispersion", "option_effects"}
+        own |= {"num_orders", "calibration", "dispersion", "option_effects", "design_effect"}
         fields = type(self).model_fields.items()
         others = [
             n

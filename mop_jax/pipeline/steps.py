@@ -143,9 +143,9 @@ _SURVEY_ANSWERS = (
     "sample", "path", "questions", "covariates", "template", "layout", "id", "weight", "strata",
     "psu", "question_column", "answer_column", "cell_id", "share", "n", "count", "missing",
     "covariate_missing", "separator", "encoding", "sheet", "value_labels", "hold_out_cells",
-    "hold_out_question",
+    "hold_out_question", "design_effect",
 )  # fmt: skip
-_SURVEY_MODEL = ("groups", "option_effects", "calibration", "dispersion")
+_SURVEY_MODEL = ("groups", "option_effects", "dispersion")
 
 
 def _of_survey(*fields: str) -> tuple[str, ...]:
@@ -183,7 +183,7 @@ SURVEY_STEPS = (
         "Log-likelihoods of the options",
         "mop_jax.pipeline.surveys.scoring:score_survey",
         ("personas",),
-        (*_of_survey("num_orders"), "prompt", "candidates"),
+        (*_of_survey("num_orders", "calibration"), "prompt", "candidates"),
         ("options.safetensors", "prompted.safetensors"),
         ("language model",),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,18 @@ class SurveyRun:
         return Wording() if template is None else Wording(person=template)
 
     @cached_property
+    def _about(self) -> dict[str, Any]:
+        return json.loads((self.path / "survey.json").read_text("utf-8"))
+
+    @cached_property
     def questions(self) -> tuple[Question, ...]:
         """All questions."""
-        listed = json.loads((self.path / "survey.json").read_text("utf-8"))["questions"]
-        return tuple(Question(**entry) for entry in listed)
+        return tuple(Question(**entry) for entry in self._about["questions"])
+
+    @property
+    def design_effect(self) -> float:
+        """By how much the survey's design widens the variance of its shares."""
+        return self._about["design_effect"]
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
@@ -109,17 +117,33 @@ class SurveyRun:
         return read_table(self.path / "options.safetensors")
 
     def data(self, which: np.ndarray, **maps: Any) -> MixtureData:
-        """What a model is fitted to, or asked about: the items where `which` [N] is true."""
+        """What a model is fitted to, or asked about: the items where `which` [N] is true.
+
+        People count as many as a simple random sample would need to say as much.
+        """
         index = np.flatnonzero(which)
+        items = self.items.take(index)
         return self.design.data(
-            self.items.take(index), self.table.take(index), self.vectors["context"][index], **maps
+            replace(items, counts=items.counts / self.design_effect),
+            self.table.take(index),
+            self.vectors["context"][index],
+            option_offset=option_offset(self.path, items),
+            **maps,
         )
 
 
-def write_items(path: Path, items: Items, held_out: np.ndarray) -> None:
+def option_offset(path: Path, items: Items) -> np.ndarray | None:
+    """Nats that are known of each item's options, [N, M]; None if nothing is."""
+    file = path / "prompted.safetensors"
+    offsets = load_file(file).get("content_free")
+    return None if offsets is None else offsets[items.question]
+
+
+def write_items(path: Path, items: Items, held_out: np.ndarray, design_effect: float) -> None:
     """Writes questions, cells and items into a run folder."""
     questions = [asdict(question) for question in items.questions]
-    atomic.write_json(path / "survey.json", {"questions": questions})
+    about = {"questions": questions, "design_effect": design_effect}
+    atomic.write_json(path / "survey.json", about)
     frame = pd.DataFrame(
         {
             "cell": items.cell,

@@ -15,6 +15,7 @@ from mop_jax.errors import DataError
 from mop_jax.inference import load_posterior
 from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.surveys.prompted import content_free_offsets
 from mop_jax.pipeline.surveys.scoring import option_store, score_items
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.survey import Frame, Items, Question, frame_of, load_frame, rake
@@ -97,6 +98,9 @@ class PopulationShares:
         items = new_items(cells, questions, which)
         with option_store(space) as store:
             table = score_items(space, survey, items, store)
+            offsets = None
+            if survey.section.calibration == "content_free":
+                offsets = content_free_offsets(space, survey, questions, which, store)
         contexts = [
             survey.wording.context(
                 questions[q], survey.wording.describe(items.covariates_of(int(i)))
@@ -108,6 +112,7 @@ class PopulationShares:
             items,
             table,
             space.encoder.encode(contexts),
+            option_offset=None if offsets is None else offsets[items.question],
             feature_maps=posterior.data.feature_maps,
             similarity=posterior.data.similarity,
         )

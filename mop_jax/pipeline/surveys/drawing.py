@@ -40,7 +40,7 @@ def draw_survey(space: Workspace) -> None:
     note = f"{len(np.unique(unseen.cell))} held-out cells; intervals with sampling error."
     covered = {
         _MAIN if name == "mop" else SURVEY_METHODS[name].title: calibration(
-            values, unseen, _LEVELS.tolist(), seed=seed
+            values, unseen, _LEVELS.tolist(), design_effect=run.design_effect, seed=seed
         )
         for name, values in draws.items()
         if name != "uniform"
@@ -55,7 +55,7 @@ def draw_survey(space: Workspace) -> None:
             note=note,
         ),
     )
-    sampled = sample_shares(draws["mop"], unseen, seed=seed)
+    sampled = sample_shares(draws["mop"], unseen, design_effect=run.design_effect, seed=seed)
     for q, question in enumerate(run.questions):
         names, real, simulated, pooled = [], [], [], []
         for covariate in unseen.covariates:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 from mop_jax import atomic
 from mop_jax.choices import ShareDraws, share_draws
 from mop_jax.evaluation.surveys import (
+    MRP,
     SURVEY_MEASURES,
     SURVEY_METHODS,
     Estimate,
@@ -47,7 +49,10 @@ def evaluate_survey(space: Workspace) -> None:
     test = np.flatnonzero(run.is_test)
     unseen = run.items.take(test)
     draws: dict[str, np.ndarray] = {"mop": drawn[:, test]}
+    deff = run.design_effect
     for name, method in SURVEY_METHODS.items():
+        if isinstance(method, MRP):
+            method = replace(method, design_effect=deff)
         fitted = method.fit(run.items.take(~run.is_test), seed=seed)
         draws[name] = fitted.predict(unseen)
     shares: dict[str, np.ndarray] = {**draws, **{name: prompted[name][test] for name in PROMPTED}}
@@ -55,11 +60,12 @@ def evaluate_survey(space: Workspace) -> None:
         "unseen_cells": _measures(shares, unseen),
         "differences": _differences(shares, unseen),
         "coverage_90": {
-            name: coverage(values, unseen, 0.9, seed=seed)
+            name: coverage(values, unseen, 0.9, design_effect=deff, seed=seed)
             for name, values in draws.items()
             if name != "uniform"
         },
-        "noise_floor": noise_floor(unseen, seed=seed).to_dict("records"),
+        "noise_floor": noise_floor(unseen, design_effect=deff, seed=seed).to_dict("records"),
+        "design_effect": deff,
         "option_mass": float(np.nanmean(np.exp(run.table.log_mass))),
         "order_effect": dict(zip(("single", "averaged"), run.table.order_effect(), strict=True)),
         "verbalised_read": float(np.nanmean(prompted["verbalised_read"])),

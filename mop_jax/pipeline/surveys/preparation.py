@@ -28,6 +28,7 @@ from mop_jax.survey import (
     answers_from_long,
     answers_from_wide,
     codebook_of,
+    design_effect,
     items_from_cells,
     questions_from_table,
     read_survey,
@@ -41,7 +42,8 @@ _ANSWERS = 300
 def prepare_survey(space: Workspace) -> None:
     """Writes items, personas, exemplars and embeddings."""
     run, config = SurveyRun(space.path, space.config), space.config
-    items = read_items(run.section)
+    found = read_answers(run.section)
+    items = found.items() if isinstance(found, Answers) else found
     held_out = _held_out(items, run.section, config.seed)
     unseen = _unseen_question(items, run.section)
     seen = items.take(~held_out & (items.question != unseen))
@@ -61,7 +63,7 @@ def prepare_survey(space: Workspace) -> None:
     encode = space.encoder.encode
     write_personas(space.path / "personas.json", personas)
     write_parquet(space.path / "exemplars.parquet", exemplars)
-    write_items(space.path, items, held_out)
+    write_items(space.path, items, held_out, _design_effect(found, run.section))
     write_arrays(
         space.path / "embeddings.safetensors",
         {
@@ -73,15 +75,14 @@ def prepare_survey(space: Workspace) -> None:
     )
 
 
-def read_items(section: SurveyConfig) -> Items:
-    """The survey's answers, counted by cell and question.
+def read_answers(section: SurveyConfig) -> Answers | Items:
+    """The survey's answers: those of individuals, or counted by cell and question already.
 
     Raises:
         DataError: naming the row or column that is at fault.
     """
     if section.sample is not None:
-        found = SAMPLES[section.sample].load()
-        return found.items() if isinstance(found, Answers) else found
+        return SAMPLES[section.sample].load()
     assert section.path is not None
     table = read_survey(
         section.path,
@@ -119,22 +120,27 @@ def read_items(section: SurveyConfig) -> Items:
         "source": section.path,
     }
     if section.layout == "wide":
-        answers = answers_from_wide(table, questions, section.covariates, id=section.id, **shared)
-    else:
-        # The configuration's own checks see to it.
-        assert section.id is not None
-        assert section.question_column is not None
-        assert section.answer_column is not None
-        answers = answers_from_long(
-            table,
-            questions,
-            section.covariates,
-            id=section.id,
-            question_column=section.question_column,
-            answer_column=section.answer_column,
-            **shared,
-        )
-    return answers.items()
+        return answers_from_wide(table, questions, section.covariates, id=section.id, **shared)
+    # The configuration's own checks see to it.
+    assert section.id is not None
+    assert section.question_column is not None
+    assert section.answer_column is not None
+    return answers_from_long(
+        table,
+        questions,
+        section.covariates,
+        id=section.id,
+        question_column=section.question_column,
+        answer_column=section.answer_column,
+        **shared,
+    )
+
+
+def _design_effect(found: Answers | Items, section: SurveyConfig) -> float:
+    """What the configuration says of it, else what weights, strata and units say."""
+    if section.design_effect is not None:
+        return section.design_effect
+    return design_effect(found) if isinstance(found, Answers) else 1.0
 
 
 def _columns(section: SurveyConfig) -> list[str]:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mop_jax.choices import OptionTable, score_prompts
+from mop_jax.choices import OptionTable, new_items, score_prompts
 from mop_jax.choices.options import Ask
 from mop_jax.choices.verbalised import read_shares, verbalised_text
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.prompts import Prompt
-from mop_jax.survey import Items
+from mop_jax.survey import Items, Question
 
 # Real answers that a few-shot prompt shows.
 _SHOTS = 4
@@ -21,6 +21,8 @@ _SHOTS = 4
 _STATED, _TOKENS = 2, 64
 # Of a stated share, to the uniform one: stated percentages are rounded, and nobody means never.
 _ROUNDING = 0.01
+# Whom a content-free prompt asks.
+_NOBODY = "N/A"
 
 
 def prompted_shares(
@@ -55,6 +57,37 @@ def prompted_shares(
         whole[name] = np.full((len(run.items), *values.shape[1:]), np.nan, np.float32)
         whole[name][index] = values
     return whole
+
+
+def content_free_offsets(
+    space: Workspace,
+    run: SurveyRun,
+    questions: tuple[Question, ...],
+    which: Sequence[int],
+    store: LikelihoodStore,
+) -> np.ndarray:
+    """Minus the log-probability of options when nobody in particular is asked, nats [Q, M].
+
+    It is what the language model prefers of an option's words alone (contextual calibration, Zhao
+    et al. 2021), averaged over the orders in which options are shown. Zero for questions that are
+    not among `which`.
+    """
+    items = new_items(run.items.cells.iloc[:1], questions, which)
+    table = score_prompts(
+        items,
+        lambda ask, person, question: space.prompts.zero_shot(ask(_NOBODY)),
+        space.prompts,
+        store,
+        space.language_model,
+        wording=run.wording,
+        num_orders=run.section.num_orders,
+        seed=space.config.seed,
+        description="Scoring options, nobody in particular",
+    )
+    offsets = np.zeros((len(questions), items.counts.shape[1]))
+    with np.errstate(divide="ignore"):
+        offsets[items.question] = np.where(items.mask, -np.log(averaged(table)), 0.0)
+    return offsets
 
 
 def held_out(run: SurveyRun) -> np.ndarray:

@@ -6,7 +6,7 @@ from mop_jax.choices import OptionTable, choose_components, score_options
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
-from mop_jax.pipeline.surveys.prompted import prompted_shares
+from mop_jax.pipeline.surveys.prompted import content_free_offsets, prompted_shares
 from mop_jax.pipeline.workspace import Workspace, write_arrays
 from mop_jax.survey import Items
 
@@ -17,6 +17,9 @@ def score_survey(space: Workspace) -> None:
     with option_store(space) as store:
         table = score_items(space, run, run.items, store)
         prompted = prompted_shares(space, run, store)
+        if run.section.calibration == "content_free":
+            every = range(len(run.questions))
+            prompted["content_free"] = content_free_offsets(space, run, run.questions, every, store)
         store.compact()
     write_table(space.path / "options.safetensors", table)
     write_arrays(space.path / "prompted.safetensors", prompted)

@@ -17,6 +17,8 @@ from mop_jax.evaluation.surveys import SURVEY_METHODS
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.steps import SURVEY_STEPS
+from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.surveys.fitting import model_arguments
 from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
 
 pytest_plugins = ("tests.run_fixtures",)
@@ -192,6 +194,39 @@ def test_commands_print_tables(mop, finished, monkeypatch) -> None:
     assert ended.sentence == "There is no covariate 'height' to report by; there are age, sex."
     ended = mop("simulate", finished)
     assert "has no step 'simulate'" in ended.sentence
+
+
+def test_weights_widen_what_is_said_of_shares(finished) -> None:
+    about = json.loads((finished / "survey.json").read_text("utf-8"))
+    weight = respondents()["w"].to_numpy()
+    kish = 1 + np.var(weight) / np.mean(weight) ** 2
+    assert about["design_effect"] == pytest.approx(kish, rel=0.2)
+    run = SurveyRun(finished, pipeline.read_config(finished))
+    data = run.data(np.ones(len(run.items), bool))
+    np.testing.assert_allclose(
+        data.choices.counts.sum(), run.items.counts.sum() / about["design_effect"], rtol=1e-6
+    )
+    assert json.loads((finished / "metrics.json").read_text("utf-8"))["design_effect"] > 1
+
+
+def test_what_the_model_prefers_of_words_alone_is_taken_off(finished, tmp_path) -> None:
+    config = pipeline.read_config(finished)
+    assert config.survey is not None
+    survey = config.survey.model_copy(update={"calibration": "content_free"})
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    changed = config.model_copy(update={"survey": survey})
+    pipeline.score(changed, folder, update=True)
+    run = SurveyRun(folder, changed)
+    data = run.data(np.ones(len(run.items), bool))
+    offset = np.asarray(data.choices.option_offset)
+    assert np.isinf(offset[run.items.question == 0, 3]).all()
+    # Probabilities of the options when nobody in particular is asked.
+    np.testing.assert_allclose(np.exp(-offset).sum(1, where=run.items.mask), 1, atol=1e-5)
+    assert np.ptp(offset[run.items.question == 1], axis=0).max() == 0
+    assert model_arguments(changed)["option_bias"] is False
+    path, table = pipeline.ask(changed, "Is it funny?", ["yes", "no"], folder, update=True)
+    assert path.parent == folder
+    np.testing.assert_allclose(table["share"].sum(), 1, atol=1e-6)
 
 
 def test_every_field_of_the_section_matters_to_a_step() -> None:
