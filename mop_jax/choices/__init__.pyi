@@ -1,7 +1,7 @@
 from .design import ChoiceDesign, Grouping, new_items
 from .exemplars import choose_components, draw_exemplars
 from .options import OptionTable, score_options, score_prompts
-from .prediction import ShareDraws, poststratify, share_draws
+from .prediction import ShareDraws, persona_draws, poststratify, share_draws
 from .wording import Wording, option_orders
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "draw_exemplars",
     "new_items",
     "option_orders",
+    "persona_draws",
     "poststratify",
     "score_options",
     "score_prompts",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -59,6 +60,15 @@ def share_draws(posterior: Posterior, data: MixtureData) -> ShareDraws:
 
     probs, concentration = map_draws(posterior, data, shares)
     return ShareDraws(np.asarray(probs), np.asarray(concentration))
+
+
+def persona_draws(posterior: Posterior, data: MixtureData) -> np.ndarray:
+    """Posterior draws of π, how often each persona speaks for an item: [S, N, K]."""
+
+    def weights(answers: ChoiceCounts, data: MixtureData) -> jax.Array:
+        return jnp.exp(answers.mixing_distribution.persona_log_probs)
+
+    return np.asarray(map_draws(posterior, data, weights))
 
 
 def poststratify(

@@ -210,7 +210,12 @@ SURVEY_STEPS = (
         "mop_jax.pipeline.surveys.drawing:draw_survey",
         ("evaluate",),
         (),
-        ("figures/elbo.png", "figures/shares.png", "figures/calibration.png"),
+        (
+            "figures/elbo.png",
+            "figures/shares.png",
+            "figures/calibration.png",
+            "figures/persona_groups.png",
+        ),
     ),
 )
 """Of a run of closed answers."""

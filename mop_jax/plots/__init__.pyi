@@ -4,7 +4,7 @@ from .gate import omega_heatmap, persona_weights
 from .likeness import effective_sizes, embedding_map
 from .methods import method_comparison
 from .style import save_figure
-from .surveys import cells_learning_curve, group_answers, interval_calibration
+from .surveys import cells_learning_curve, group_answers, interval_calibration, persona_groups
 
 __all__ = [
     "candidate_convergence",
@@ -17,6 +17,7 @@ __all__ = [
     "interval_calibration",
     "method_comparison",
     "omega_heatmap",
+    "persona_groups",
     "persona_weights",
     "running_mean",
     "save_figure",

@@ -115,6 +115,64 @@ def group_answers(
 
 
 @styled
+def persona_groups(
+    groups: Sequence[str],
+    personas: Sequence[str],
+    draws: ArrayLike,
+    *,
+    level: float = 0.9,
+    note: str = "",
+) -> Figure:
+    """Which personas speak for which groups: π by group with its interval, a panel a persona.
+
+    Args:
+        groups: names, G, from above to below.
+        personas: texts, K, in the order of the panels.
+        draws: posterior draws of the groups' mean π, [S, G, K].
+        level: of the intervals.
+        note: small print.
+
+    Raises:
+        DataError: if a shape does not fit, or the level is none.
+    """
+    shares = as_array("draws", draws, "S G K")
+    _, num_groups, num_personas = shares.shape
+    names = as_names("groups", groups, "group", num_groups)
+    voices = as_names("personas", personas, "persona", num_personas)
+    if not 0 < level < 1:
+        raise DataError(f"`level` is {level}; accepted: between 0 and 1.")
+    low, high = np.quantile(shares, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    mean = shares.mean(0)
+    columns = min(_COLUMNS, num_personas)
+    rows = -(-num_personas // columns)
+    spread = np.ptp(mean, axis=0)
+    most = int(np.argmax(spread))
+    figure = new_figure(
+        f"The groups differ by up to {spread[most]:.0%} in how often a persona speaks for them",
+        f"π by group; point and line: posterior mean and {level:.0%} interval; dashed: "
+        f"1/{num_personas}, as often as any other.",
+        body_height=rows * (0.2 * num_groups + 0.75) + 0.3,
+        note=note,
+    )
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    places = np.arange(num_groups)[::-1]
+    for k, axes in enumerate(grid.flat):
+        if k >= num_personas:
+            axes.set_axis_off()
+            continue
+        axes.axvline(1 / num_personas, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        axes.hlines(places, low[:, k], high[:, k], color=BLUE, linewidth=2.0, alpha=0.75)
+        axes.plot(mean[:, k], places, "o", color=BLUE, markersize=4)
+        axes.set_title(shortened(voices[k], 26, 3))
+        axes.set_yticks(places, [shortened(name, 30) for name in names])
+        axes.set_ylim(-0.6, num_groups - 0.4)
+        axes.set_xlim(0, min(1.0, 1.05 * high.max()))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        text_rows(axes)
+    return figure
+
+
+@styled
 def interval_calibration(
     levels: ArrayLike,
     coverage: Mapping[str, ArrayLike],

@@ -101,3 +101,22 @@ def test_learning_curves_have_means_and_ranges():
 def test_what_cannot_be_drawn_is_refused(draw, words):
     with pytest.raises(DataError, match=words):
         draw(*answers())
+
+
+def test_every_persona_has_a_panel_with_its_share_of_each_group():
+    rng = np.random.default_rng(5)
+    draws = rng.dirichlet([2, 1, 4], (200, len(GROUPS)))
+    figure = plots.persona_groups(GROUPS, ["A", "B", "C"], draws)
+    spread = np.ptp(draws.mean(0), axis=0).max()
+    assert title(figure).startswith(f"The groups differ by up to {spread:.0%}")
+    drawn = panels(figure)[:3]
+    low, high = np.quantile(draws, [0.05, 0.95], axis=0)
+    for k, axes in enumerate(drawn):
+        np.testing.assert_allclose(axes.lines[1].get_xdata(), draws[..., k].mean(0))
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [1 / 3, 1 / 3])
+        ends = np.array([s[:, 0] for s in axes.collections[0].get_segments()])
+        np.testing.assert_allclose(ends, np.stack([low[:, k], high[:, k]], 1))
+    with pytest.raises(DataError, match="level"):
+        plots.persona_groups(GROUPS, ["A", "B", "C"], draws, level=1)
+    with pytest.raises(DataError, match="persona"):
+        plots.persona_groups(GROUPS, ["A", "B"], draws)

@@ -8,10 +8,12 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from mop_jax import plots
+from mop_jax.choices import persona_draws
 from mop_jax.evaluation.surveys import SURVEY_METHODS, calibration, group_shares, sample_shares
-from mop_jax.inference import load_posterior
+from mop_jax.inference import Posterior, load_posterior
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.workspace import Workspace
+from mop_jax.plots.fonts import numbered
 from mop_jax.plots.style import save_figure
 
 _LEVELS = np.linspace(0.1, 0.9, 9)
@@ -19,7 +21,7 @@ _MAIN = "Mixture of personas"
 
 
 def draw_survey(space: Workspace) -> None:
-    """Draws the loss trace, shares by group of every question, and how well intervals cover."""
+    """Draws the loss trace, answers and personas by group, and how well intervals cover."""
     run, seed = SurveyRun(space.path, space.config), space.config.seed
     figures = space.path / "figures"
     fit = json.loads((space.path / "fit.json").read_text("utf-8"))["mop"]
@@ -80,3 +82,28 @@ def draw_survey(space: Workspace) -> None:
         # The first has the name that every run's folder has.
         name = "shares" if q == 0 else f"shares_{question.id}"
         save_figure(figures / f"{name}.png", figure)
+    _draw_personas(run, posterior)
+
+
+def _draw_personas(run: SurveyRun, posterior: Posterior) -> None:
+    """Which personas speak for which groups, over the items that the fit has seen."""
+    seen = ~run.is_test
+    items = run.items.take(seen)
+    reference = posterior.data
+    data = run.data(seen, feature_maps=reference.feature_maps, similarity=reference.similarity)
+    weights = items.counts.sum(1)
+    spoken = persona_draws(posterior, data)
+    names, means = [], []
+    for covariate in items.covariates:
+        levels = items.cells[covariate].astype(str).to_numpy()[items.cell]
+        for level in dict.fromkeys(levels):
+            chosen = levels == level
+            names.append(f"{covariate}: {level}")
+            means.append(np.average(spoken[:, chosen], axis=1, weights=weights[chosen]))
+    figure = plots.persona_groups(
+        names,
+        numbered([persona.text for persona in run.personas]),
+        np.stack(means, axis=1),
+        note="Training cells, weighted by their people.",
+    )
+    save_figure(run.path / "figures" / "persona_groups.png", figure)
