@@ -163,7 +163,7 @@ def persona_groups(
         axes.axvline(1 / num_personas, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.hlines(places, low[:, k], high[:, k], color=BLUE, linewidth=2.0, alpha=0.75)
         axes.plot(mean[:, k], places, "o", color=BLUE, markersize=4)
-        axes.set_title(shortened(voices[k], 26, 3))
+        axes.set_title(shortened(voices[k], 22, 3))
         axes.set_yticks(places, [shortened(name, 30) for name in names])
         axes.set_ylim(-0.6, num_groups - 0.4)
         axes.set_xlim(0, min(1.0, 1.05 * high.max()))

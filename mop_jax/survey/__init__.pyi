@@ -3,7 +3,7 @@ from .answers import Answers
 from .cell_tables import items_from_cells
 from .codebook import Codebook, Coding, as_codebook, questions_from_table
 from .codebook_files import codebook_of, load_codebook
-from .design_effect import design_effect
+from .design_effects import design_effect
 from .export import to_cells_table, to_tidy_table, write_cells_table, write_tidy_table
 from .frames import Frame, frame_of, load_frame
 from .items import Items
