@@ -7,7 +7,8 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from mop_jax.config import SurveyConfig
+from mop_jax.config import InferenceConfig, RunConfig, SurveyConfig
+from mop_jax.config.run_config import SURVEY_DEFAULTS
 from mop_jax.config.validation import explain
 from mop_jax.survey import codebook_of
 
@@ -74,3 +75,23 @@ def test_refusals(values, message) -> None:
     with pytest.raises(ValidationError) as refused:
         SurveyConfig.model_validate(values)
     assert re.search(message, explain(refused.value.errors()[0], SurveyConfig))
+
+
+def test_defaults_of_surveys_are_in_the_configuration_itself() -> None:
+    """So that a folder that is opened again has them, whatever was given."""
+    base = {"survey": WIDE, "language_model": {"path": "lm"}, "encoder": {"path": "e"}}
+    config = RunConfig.model_validate(base)
+    assert config.candidates.num_candidates == SURVEY_DEFAULTS["candidates"]["num_candidates"]
+    assert config.inference.num_particles == 16
+    assert config.model.temperature_spread == 0.25
+    given = RunConfig.model_validate(
+        {**base, "inference": InferenceConfig(num_particles=2), "model": {"gate_width": 3}}
+    )
+    assert (given.inference.num_particles, given.inference.learning_rate) == (2, 0.003)
+    assert (given.model.gate_width, given.model.temperature_prior_scale) == (3, 0.5)
+    again = RunConfig.model_validate(config.model_dump(mode="json"))
+    assert again == config
+    free = RunConfig.model_validate(
+        {**base, "survey": None, "population": {"path": "a", "context": "b", "response": "c"}}
+    )
+    assert free.inference.num_particles == 4

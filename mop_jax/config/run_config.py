@@ -24,6 +24,17 @@ from mop_jax.config.sections import (
 )
 from mop_jax.config.survey import SurveyConfig
 
+SURVEY_DEFAULTS: dict[str, dict[str, Any]] = {
+    # Every component is asked in several orders.
+    "candidates": {"num_candidates": 8},
+    # Options are few and language models sure of them: whole options need higher temperatures.
+    "model": {"temperature_prior_scale": 0.5, "temperature_spread": 0.25},
+    # Counts of hundreds make the ELBO steep and noisy: with the defaults of free texts fits of the
+    # CES got worse again, with these they settle.
+    "inference": {"learning_rate": 0.003, "num_particles": 16},
+}
+"""What a survey's run has otherwise than one of free texts, unless it is given."""
+
 
 class RunConfig(Section):
     """A whole run; one read from a file is named after it unless it says its name.
@@ -55,14 +66,21 @@ class RunConfig(Section):
         if not isinstance(values, dict) or values.get("survey") is None:
             return values
         survey = _as_fields(values["survey"])
-        if not isinstance(survey, dict) or "population" in values:
+        if not isinstance(survey, dict):
             return values
-        from mop_jax.survey.samples import SAMPLES  # pandas is slow to load
+        filled = dict(values)
+        for section, defaults in SURVEY_DEFAULTS.items():
+            given = _as_fields(values.get(section, {}))
+            if isinstance(given, dict):
+                filled[section] = {**defaults, **given}
+        if "population" not in values:
+            from mop_jax.survey.samples import SAMPLES  # pandas is slow to load
 
-        sample = SAMPLES.get(str(survey.get("sample")))
-        path = survey.get("path") if sample is None else sample.path
-        columns = {"context": survey.get("covariates") or ["-"], "response": "-"}
-        return {**values, "population": {"path": path, **columns}}
+            sample = SAMPLES.get(str(survey.get("sample")))
+            path = survey.get("path") if sample is None else sample.path
+            columns = {"context": survey.get("covariates") or ["-"], "response": "-"}
+            filled["population"] = {"path": path, **columns}
+        return filled
 
     @model_validator(mode="before")
     @classmethod

@@ -62,6 +62,9 @@ class SurveyConfig(Section):
     particular is asked, is taken off) or `off`. `design_effect` is by how much weights, strata and
     clusters widen the variance of shares; of individuals it is estimated, of a table of cells it is
     1 unless it is given.
+
+    Other sections have defaults of their own in a survey's run (`SURVEY_DEFAULTS`), and exemplars
+    are for half of its items at most.
     """
 
     sample: Literal["ces_2024", "anes_1996"] | None = None

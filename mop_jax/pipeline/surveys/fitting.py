@@ -26,7 +26,6 @@ from mop_jax.pipeline.workspace import Workspace
 
 # Streams of random numbers; see `mop_jax.pipeline.fitting`.
 _FIT, _UNSEEN = 2**31 + 11, 2**31 + 13
-_LEARNING_RATE, _PARTICLES = 0.003, 16
 
 
 def fit_survey(space: Workspace) -> None:
@@ -61,12 +60,11 @@ def unseen_path(folder: Path) -> Path:
 
 
 def model_arguments(config: RunConfig) -> dict[str, Any]:
-    """Arguments of `mixture_of_choices`: what the configuration gives, else the model's own."""
-    given = config.model.model_dump(exclude_unset=True)
+    """Arguments of `mixture_of_choices`."""
     survey = config.survey
     assert survey is not None
     return {
-        **given,
+        **config.model.model_dump(),
         "option_bias": survey.calibration == "learned",
         "dispersion": survey.dispersion,
         "option_effects": survey.option_effects,
@@ -75,21 +73,16 @@ def model_arguments(config: RunConfig) -> dict[str, Any]:
 
 def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
     section = run.config.inference
-    # Counts of hundreds make the ELBO steep and noisy: with the defaults of free texts fits of the
-    # CES got worse again, with these they settle (unless somebody chose otherwise).
-    given = section.model_fields_set
-    learning_rate = section.learning_rate if "learning_rate" in given else _LEARNING_RATE
-    num_particles = section.num_particles if "num_particles" in given else _PARTICLES
     return fit_svi(
         jax.random.fold_in(jax.random.key(run.config.seed), stream),
         data,
         model=mixture_of_choices,
         model_kwargs=model_arguments(run.config),
         guide=section.guide,
-        optimizer=default_optimizer(section.num_steps, learning_rate),
+        optimizer=default_optimizer(section.num_steps, section.learning_rate),
         num_steps=section.num_steps,
         batch_size=section.batch_size,
-        num_particles=num_particles,
+        num_particles=section.num_particles,
         checkpoint=run.path / CHECKPOINTS,
         maximum_likelihood=section.maximum_likelihood,
     )

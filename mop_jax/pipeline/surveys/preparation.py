@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,7 @@ from mop_jax.survey import (
 )
 from mop_jax.survey.samples import SAMPLES
 
+_LOG = logging.getLogger(__name__)
 # Answers that personas are made from: more say no more of a population to a small model.
 _ANSWERS = 300
 
@@ -47,7 +49,9 @@ def prepare_survey(space: Workspace) -> None:
     held_out = _held_out(items, run.section, config.seed)
     unseen = _unseen_question(items, run.section)
     seen = items.take(~held_out & (items.question != unseen))
-    exemplars = draw_exemplars(seen, config.exemplars.num_exemplars, run.wording, seed=config.seed)
+    exemplars = draw_exemplars(
+        seen, _num_exemplars(seen, config.exemplars.num_exemplars), run.wording, seed=config.seed
+    )
     items = _without_shown(items, exemplars)
     personas = _personas(space, seen, run.wording)
     people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
@@ -155,6 +159,21 @@ def _held_out(items: Items, section: SurveyConfig, seed: int) -> np.ndarray:
     """Items of cells that nothing is fitted to, bool [N]."""
     _, test = items.split_cells(section.hold_out_cells, seed)
     return np.isin(items.cell, test.cell)
+
+
+def _num_exemplars(seen: Items, wanted: int) -> int:
+    """As many as the configuration says, but for no more than half of the items."""
+    answered = int((seen.counts.sum(1) > 0).sum())
+    most = max(1, answered // 2)
+    if wanted > most:
+        _LOG.warning(
+            "%d exemplars were asked for; %d are drawn, for half of the %d items (cells × "
+            "questions) that are trained on.",
+            wanted,
+            most,
+            answered,
+        )
+    return min(wanted, most)
 
 
 def _unseen_question(items: Items, section: SurveyConfig) -> int:
