@@ -79,9 +79,19 @@ def end() -> None:
 
 def _interrupted(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not _orderly:
+    # Compiled modules that are interrupted while they are imported may crash the process.
+    if not _orderly or _imports(frame):
         end()
     raise KeyboardInterrupt
+
+
+def _imports(frame: FrameType | None) -> bool:
+    """Whether a module is being imported, in this frame or one that waits for it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _wait(reading: int) -> None:

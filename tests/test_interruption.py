@@ -89,6 +89,21 @@ def test_files_are_closed_in_good_order_first(bare_python, tmp_path):
     assert path.read_text() == "buffered"
 
 
+def test_a_module_that_is_being_imported_is_not_interrupted_inside(bare_python, tmp_path):
+    """What it does with the interruption may be a crash: nothing of it goes on."""
+    (tmp_path / "compiled.py").write_text(
+        "import time\nprint('importing', flush=True)\n"
+        "try: time.sleep(600)\nexcept KeyboardInterrupt: print('crashed', flush=True)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    process = started(bare_python, code + "with interruption.orderly(): import compiled")
+    assert process.stdout.readline() == "importing\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (interruption.STATUS, "", LINE)
+
+
 def test_other_programs_keep_their_own_interruptions(bare_python):
     """Nothing is watched, and nobody's process ended, where the package is merely imported."""
     code = (

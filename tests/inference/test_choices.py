@@ -81,7 +81,7 @@ def test_groups_that_there_are_not_are_refused(posterior, data, make_data):
     for member_of, message in [
         ({"region": np.zeros(N, int)}, "'region'; there are age, education"),
         ({"age": np.full(N, 3)}, "holds 3, and there are 3 levels"),
-        ({"age": np.zeros(2, int)}, "must hold 12 integers"),
+        ({"age": np.zeros(2, int)}, r"shape \(2,\); it must be \(12,\)"),
     ]:
         with pytest.raises(DataError, match=message):
             gate_at(posterior, data.context_embeddings, member_of=member_of)
