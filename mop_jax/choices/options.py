@@ -8,7 +8,7 @@ so that a question is run once for all persons, and a person once for all option
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -61,6 +61,14 @@ class OptionTable:
         """Options' probabilities under each candidate at τ = 1, [N, C, M]."""
         masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
         return np.exp(log_softmax(masked, axis=-1))
+
+    def calibrated(self, offsets: np.ndarray) -> OptionTable:
+        """The table with something added to every option, nats [N, M].
+
+        It is added to log-likelihoods, so that a temperature divides it, too: what a language model
+        prefers of an option's words is taken off at the strength that it is believed with.
+        """
+        return replace(self, log_likelihood=self.log_likelihood + offsets[:, None])
 
     def take(self, index: np.ndarray) -> OptionTable:
         """The table of the items `index`."""

@@ -125,18 +125,18 @@ class SurveyRun:
         items = self.items.take(index)
         return self.design.data(
             replace(items, counts=items.counts / self.design_effect),
-            self.table.take(index),
+            self._calibrated.take(index),
             self.vectors["context"][index],
-            option_offset=option_offset(self.path, items),
             **maps,
         )
 
-
-def option_offset(path: Path, items: Items) -> np.ndarray | None:
-    """Nats that are known of each item's options, [N, M]; None if nothing is."""
-    file = path / "prompted.safetensors"
-    offsets = load_file(file).get("content_free")
-    return None if offsets is None else offsets[items.question]
+    @cached_property
+    def _calibrated(self) -> OptionTable:
+        """The table, less what is known of the words' own probability, if anything is."""
+        offsets = load_file(self.path / "prompted.safetensors").get("content_free")
+        return (
+            self.table if offsets is None else self.table.calibrated(offsets[self.items.question])
+        )
 
 
 def write_items(path: Path, items: Items, held_out: np.ndarray, design_effect: float) -> None:

@@ -98,9 +98,9 @@ class PopulationShares:
         items = new_items(cells, questions, which)
         with option_store(space) as store:
             table = score_items(space, survey, items, store)
-            offsets = None
             if survey.section.calibration == "content_free":
                 offsets = content_free_offsets(space, survey, questions, which, store)
+                table = table.calibrated(offsets[items.question])
         contexts = [
             survey.wording.context(
                 questions[q], survey.wording.describe(items.covariates_of(int(i)))
@@ -112,7 +112,6 @@ class PopulationShares:
             items,
             table,
             space.encoder.encode(contexts),
-            option_offset=None if offsets is None else offsets[items.question],
             feature_maps=posterior.data.feature_maps,
             similarity=posterior.data.similarity,
         )

@@ -217,12 +217,16 @@ def test_what_the_model_prefers_of_words_alone_is_taken_off(finished, tmp_path) 
     changed = config.model_copy(update={"survey": survey})
     pipeline.score(changed, folder, update=True)
     run = SurveyRun(folder, changed)
-    data = run.data(np.ones(len(run.items), bool))
-    offset = np.asarray(data.choices.option_offset)
-    assert np.isinf(offset[run.items.question == 0, 3]).all()
+    choices = run.data(np.ones(len(run.items), bool)).choices
+    assert choices is not None
+    # Among the log-likelihoods, which a temperature divides, and not beside them.
+    mask = run.items.mask
+    assert not np.asarray(choices.option_offset)[mask].any()
+    offset = np.asarray(choices.option_log_likelihood) - run.table.log_likelihood
+    np.testing.assert_allclose(offset, np.broadcast_to(offset[:, :1], offset.shape), atol=1e-4)
     # Probabilities of the options when nobody in particular is asked.
-    np.testing.assert_allclose(np.exp(-offset).sum(1, where=run.items.mask), 1, atol=1e-5)
-    assert np.ptp(offset[run.items.question == 1], axis=0).max() == 0
+    np.testing.assert_allclose(np.exp(-offset[:, 0]).sum(1, where=mask), 1, atol=1e-3)
+    assert np.ptp(offset[run.items.question == 1, 0], axis=0).max() < 1e-4
     assert model_arguments(changed)["option_bias"] is False
     path, table = pipeline.ask(changed, "Is it funny?", ["yes", "no"], folder, update=True)
     assert path.parent == folder
