@@ -27,8 +27,9 @@ from mop_jax.config.survey import SurveyConfig
 SURVEY_DEFAULTS: dict[str, dict[str, Any]] = {
     # Every component is asked in several orders.
     "candidates": {"num_candidates": 8},
-    # Options are few and language models sure of them: whole options need higher temperatures.
-    "model": {"temperature_prior_scale": 0.5, "temperature_spread": 0.25},
+    # Options are few and small language models far too sure of whole ones: the temperature may be 7
+    # as well as 1, or what they say of a question that nobody has answered yet is taken for known.
+    "model": {"temperature_prior_scale": 1.0, "temperature_spread": 0.5},
     # Counts of hundreds make the ELBO steep and noisy: with the defaults of free texts fits of the
     # CES got worse again, with these they settle.
     "inference": {"learning_rate": 0.003, "num_particles": 16},
