@@ -97,12 +97,14 @@ class Answers:
         frame = self.frame
         shown = shown_questions([question.id for question in self.questions], hidden)
         earlier = earlier_answers(frame, history, shown)
-        key = np.column_stack([frame[["cell", "question"]], earlier.reshape(len(frame), -1)])
+        length = earlier.shape[1]
+        known = earlier.reshape(len(frame), 2 * length)
+        key = np.column_stack([frame[["cell", "question"]].to_numpy(np.int64), known])
         present, item = np.unique(key, axis=0, return_inverse=True)
         item = item.reshape(-1)
         counts = np.zeros((len(present), option_mask(self.questions).shape[1]))
         np.add.at(counts, (item, frame["option"].to_numpy()), frame["weight"].to_numpy())
-        pairs = present[:, 2:].reshape(len(present), -1, 2).tolist()
+        pairs = present[:, 2:].reshape(len(present), length, 2).tolist()
         return Items(
             questions=self.questions,
             cells=self.cells,

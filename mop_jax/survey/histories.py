@@ -7,6 +7,11 @@ the answer itself nor a later one is ever in it: nobody could have known them.
 Items with histories are counted apart. What is judged by cell needs them together again, exactly
 as if histories had never been told apart: `merge_histories` for counts, `merge_shares` for
 predictions.
+
+Most items are then of few people. Dispersion between cells (`ChoiceCounts`) becomes dispersion
+between those of a cell who answered alike before, of which an item of one person says nothing: with
+long histories it stays near its prior, and intervals of a cell's shares, which are made of many
+items, do not hold what all people of a cell have in common beyond the model.
 """
 
 from __future__ import annotations

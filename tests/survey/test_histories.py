@@ -150,6 +150,14 @@ def test_histories_go_with_their_items() -> None:
     assert replace(items, counts=items.counts * 2).history == items.history
 
 
+def test_nobody_has_no_history() -> None:
+    table = pd.DataFrame({"cell": ["u"], "a": ["Yes"], "b": ["No"]})
+    answers = answers_from_wide(table, QUESTIONS[:2], ["cell"])
+    nobody = answers.without(answers.respondents).items(history=2)
+    assert len(nobody) == len(merge_histories(nobody)) == 0
+    assert nobody.history == ()
+
+
 def test_items_without_histories_are_as_they_stand() -> None:
     items = some().take([1, 0])
     assert items.history == ((), ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ import pytest
 from mop_jax import pipeline
 from mop_jax.evaluation.surveys import SURVEY_METHODS
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, history_of, write_items
-from mop_jax.pipeline.surveys.preparation import read_answers
-from mop_jax.survey import merge_histories
+from mop_jax.pipeline.surveys.preparation import _without_shown, read_answers
+from mop_jax.survey import Items, Question, merge_histories
 from tests.run_fixtures import write_encoder, write_language_model, write_yaml
 
 pytest_plugins = ("tests.run_fixtures",)
@@ -58,7 +59,8 @@ def sources(tmp_path_factory) -> Path:
             "personas": {"texts": ["You are warm.", "You are cold."]},
             "exemplars": {"num_exemplars": 3},
             "candidates": {"num_candidates": 2},
-            "inference": {"num_steps": 20, "num_draws": 40},
+            # A point is compiled in a moment.
+            "inference": {"guide": "AutoDelta", "num_steps": 20, "num_draws": 40},
         },
     )
     return folder
@@ -89,6 +91,25 @@ def test_items_are_told_apart_and_the_held_out_question_is_in_no_history(run) ->
     # Nobody is shown and counted, and all others are counted once.
     np.testing.assert_allclose(run.by_cell.counts + shown, answers.items().counts)
     assert run.by_cell.people.sum() == len(answers) - len(run.exemplars)
+
+
+def test_whoever_is_shown_goes_with_the_whole_weight() -> None:
+    """One person of weight 2.5 with a history, and two of 0.5 without, all of one cell."""
+    questions = (Question("a", "?", ("x", "y")), Question("b", "?", ("x", "y")))
+    items = Items(
+        questions, pd.DataFrame({"age": ["young"]}), np.array([0, 0]), np.array([1, 1]),
+        np.array([[0.0, 1.0], [2.5, 0.0]]), np.array([2.0, 1.0]), ((), ((0, 1),)),
+    )  # fmt: skip
+    shown = pd.DataFrame({"cell": [0], "question": [1], "option": [0]})
+    left = _without_shown(items, shown, 0)
+    assert left.counts.tolist() == [[0, 1], [0, 0]]
+    assert left.people.tolist() == [2, 0]
+    assert left.history == items.history
+    # Those who chose the same are as likely to be shown as they are many.
+    many = replace(items, counts=np.array([[30.0, 0], [10.0, 0]]), people=np.array([30.0, 10]))
+    first = [_without_shown(many, shown, seed).people[0] == 29 for seed in range(200)]
+    # Binomial(200, 3/4): outside of five standard deviations once in a million seeds.
+    assert abs(np.mean(first) - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 200)
 
 
 def test_prompts_and_contexts_say_what_was_answered_before(run) -> None:
