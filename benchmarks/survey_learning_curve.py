@@ -68,6 +68,8 @@ def main() -> None:
     parser.add_argument("--num-steps", type=int, default=2000)
     arguments = parser.parse_args()
     run = SurveyRun(arguments.run, pipeline.read_config(arguments.run))
+    if run.section.history:
+        parser.error("a learning curve is of cells; give a run without history")
     train, test = run.items.take(~run.is_test), run.items.take(run.is_test)
     sizes = [int(size) for size in arguments.sizes.split(",")]
     methods = {

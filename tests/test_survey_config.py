@@ -18,7 +18,11 @@ LONG = {**ASKED, "layout": "long", "id": "i", "question_column": "q", "answer_co
 CELLS = {**ASKED, "layout": "cells", "share": "share", "n": "n"}
 
 
-@pytest.mark.parametrize("values", [WIDE, ASKED, LONG, CELLS])
+KNOWN = {"history": 3, "history_template": "{{ person }} {{ answers }}"}
+ANES = {"sample": "anes_1996", **KNOWN}
+
+
+@pytest.mark.parametrize("values", [WIDE, ASKED, LONG, CELLS, WIDE | KNOWN, LONG | KNOWN, ANES])
 def test_valid_sections(values) -> None:
     config = SurveyConfig.model_validate(values)
     assert SurveyConfig.model_validate(config.model_dump(mode="json")) == config
@@ -66,6 +70,11 @@ REFUSED = [
     (LONG | {"id": None}, "layout long needs id"),
     (LONG | {"questions": None}, "layout long needs questions"),
     (WIDE | {"separator": "ab"}, "separator"),
+    (WIDE | {"history": -1}, "at least 0"),
+    (WIDE | {"history_template": "{{ person }}"}, "no meaning without history"),
+    (WIDE | {"history": 2, "history_template": "{{ a"}, "the template is malformed"),
+    (CELLS | {"history": 2}, "individuals' earlier answers, and layout cells has shares of groups"),
+    ({"sample": "ces_2024", "history": 2}, "and sample ces_2024 has shares of groups; leave it"),
     (WIDE | {"encoding": "utf-99"}, "utf-99"),
 ]
 

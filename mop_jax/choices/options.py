@@ -1,8 +1,9 @@
 """From items and components to the table of options: what the language model says of each answer.
 
 A prompt is persona, exemplar, question and options in one of their orders, and the person who
-answers; every option's whole text is scored behind it. Prompts are cut where they begin to differ,
-so that a question is run once for all persons, and a person once for all options.
+answers, with earlier answers where they are known; every option's whole text is scored behind it.
+Prompts are cut where they begin to differ, so that a question is run once for all persons, and a
+person once for all options.
 """
 
 from __future__ import annotations
@@ -100,7 +101,10 @@ class OptionTable:
 
 
 Ask = Callable[[str], str]
-"""The text of an item, its options in some order, put to a person who is described so."""
+"""The text of an item, its options in some order, put to a person who is described so.
+
+What the person is known to have answered before, if anything, is in it.
+"""
 
 
 def score_options(
@@ -120,7 +124,7 @@ def score_options(
     """Scores every option of every item after each component's prompt, in several orders.
 
     Args:
-        items: N items; only their cells and questions count.
+        items: N items; only their cells, questions and histories count.
         personas: K texts.
         exemplars: J (context, response) texts; None where no exemplar is shown.
         prompts: builds prompts for the language model.
@@ -227,7 +231,7 @@ def _scored(
     for n, c in zip(*(index.tolist() for index in np.nonzero(used)), strict=True):
         k, j, r = (int(index[n, c]) for index in (persona, exemplar, order))
         q = int(items.question[n])
-        ask = partial(wording.ask, items.questions[q], order=orders[q][r])
+        ask = partial(wording.ask, items.questions[q], order=orders[q][r], earlier=items.earlier(n))
         pairs += [(len(asked), m) for m in range(len(responses[q]))]
         asked.append(build(ask, people[int(items.cell[n])], q, k, j))
         groups.append((k, j, r, q))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,14 @@ DEFAULT_PERSON = (
     "{% if not loop.last %}; {% endif %}{% endfor %}"
 )
 """Covariates by their names; a sentence of one's own reads better."""
+DEFAULT_HISTORY = (
+    "{{ person }} (earlier answers: {% for question, answer in answers %}“{{ question }}” "
+    "{{ answer }}{% if not loop.last %}; {% endif %}{% endfor %})"
+)
+"""Behind whatever a person is called: in a prompt of a persona that is "you"."""
+
+# Earlier questions and what was answered, as texts.
+Known = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -32,11 +41,14 @@ class Wording:
         item: how question, options and person are put together; fields `question`, `options` and
             `person`.
         separator: between options.
+        history: a Jinja template of `person` and `answers`, the earlier answers that are known of
+            this person as (question, answer) pairs; who has none is put as without.
     """
 
     person: str = DEFAULT_PERSON
     item: str = "{question}\nAnswer with one of: {options}.\nThe person who answers: {person}"
     separator: str = "; "
+    history: str = DEFAULT_HISTORY
 
     def __post_init__(self) -> None:
         """Checks the fields of an item."""
@@ -50,22 +62,34 @@ class Wording:
         Raises:
             DataError: if the template names a covariate that is not there.
         """
-        environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
-        try:
-            template = environment.from_string(self.person)
-            return template.render({**covariates, "covariates": dict(covariates)}).strip()
-        except jinja2.TemplateError as error:
-            raise DataError(
-                f"The template of the person could not be rendered: {error}; the covariates are "
-                f"{', '.join(covariates)}."
-            ) from error
+        fields = {**covariates, "covariates": dict(covariates)}
+        known = f"covariates are {', '.join(covariates)}"
+        return _rendered(self.person, fields, "of the person", known)
 
-    def context(self, question: Question, person: str) -> str:
+    def knowing(self, person: str, earlier: Known) -> str:
+        """The person with what is known to have been answered before.
+
+        Raises:
+            DataError: if the template names something else than `person` and `answers`.
+        """
+        if not earlier:
+            return person
+        fields = {"person": person, "answers": list(earlier)}
+        return _rendered(self.history, fields, "of earlier answers", "fields are person, answers")
+
+    def context(self, question: Question, person: str, earlier: Known = ()) -> str:
         """What the encoder reads of an item: its options say nothing of who answers what."""
-        return f"{question.text} {person}"
+        return f"{question.text} {self.knowing(person, earlier)}"
 
-    def ask(self, question: Question, person: str, order: Sequence[int] | None = None) -> str:
+    def ask(
+        self,
+        question: Question,
+        person: str,
+        order: Sequence[int] | None = None,
+        earlier: Known = (),
+    ) -> str:
         """The text of an item, its options in an order, that of the codebook by default."""
+        person = self.knowing(person, earlier)
         order = range(question.num_options) if order is None else order
         options = self.separator.join(question.options[m] for m in order)
         fields = {"{question}": question.text, "{options}": options, "{person}": person}
@@ -76,6 +100,22 @@ class Wording:
             before, _, text = text.partition(field)
             parts += [before, fields[field]]
         return "".join([*parts, text])
+
+
+@functools.cache
+def _compiled(template: str) -> jinja2.Template:
+    environment = SandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    return environment.from_string(template)
+
+
+def _rendered(template: str, fields: Mapping[str, object], what: str, known: str) -> str:
+    # Fields are values: whatever they hold is never taken for a template.
+    try:
+        return _compiled(template).render(fields).strip()
+    except jinja2.TemplateError as error:
+        raise DataError(
+            f"The template {what} could not be rendered: {error}; the {known}."
+        ) from error
 
 
 def option_orders(question: Question, num_orders: int, seed: int) -> list[tuple[int, ...]]:

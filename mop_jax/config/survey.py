@@ -52,6 +52,13 @@ class SurveyConfig(Section):
     count as none, unless they are among the options; `covariate_missing` says what becomes of those
     who lack a covariate.
 
+    `history` is how many earlier answers of the same respondent a prompt says, at most: the last
+    ones to questions that come before in the codebook, never to one behind, nor to
+    `hold_out_question`. It needs individuals, and takes up to a prompt for each answer, as items
+    are then told apart by their people's earlier answers. `history_template` says how, in terms of
+    `person` and `answers`, (question, answer) pairs, such as "{{ person }}{% for q, a in answers
+    %}; {{ q }} {{ a }}{% endfor %}".
+
     `groups` are covariates, or interactions such as `age:education`, whose levels prefer personas
     of their own. `hold_out_cells` is the share of the cells that nothing is fitted to, and
     `hold_out_question` one whose answers a second fit does without: both are evaluated.
@@ -72,6 +79,8 @@ class SurveyConfig(Section):
     questions: str | list[QuestionConfig] | None = None
     covariates: list[Text] = Field(default_factory=list)
     template: str | None = None
+    history: int = Field(0, ge=0)
+    history_template: str | None = None
     layout: Literal["wide", "long", "cells"] = "wide"
     id: str | None = None
     weight: str | None = None
@@ -121,7 +130,7 @@ class SurveyConfig(Section):
             raise ValueError(f"question {twice[0]} is there twice; ids must differ")
         return questions
 
-    @field_validator("template")
+    @field_validator("template", "history_template")
     @classmethod
     def _is_a_template(cls, template: str | None) -> str | None:
         if template is not None:
@@ -142,8 +151,9 @@ class SurveyConfig(Section):
             if not self.covariates:
                 raise ValueError("covariates are missing: name the columns that describe people")
             return self
-        own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question"}
+        own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question", "history"}
         own |= {"num_orders", "calibration", "dispersion", "option_effects", "design_effect"}
+        own |= {"history_template"}
         fields = type(self).model_fields.items()
         others = [
             n
@@ -154,6 +164,24 @@ class SurveyConfig(Section):
             raise ValueError(
                 f"sample {self.sample} brings its own questions and columns; leave out "
                 f"{' and '.join(others)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _history_is_of_individuals(self) -> SurveyConfig:
+        if self.history_template is not None and not self.history:
+            raise ValueError("history_template has no meaning without history; give both")
+        if not self.history:
+            return self
+        where = "layout cells" if self.layout == "cells" else ""
+        if self.sample is not None:
+            from mop_jax.survey.samples import SAMPLES  # pandas is slow to load
+
+            where = "" if SAMPLES[self.sample].individuals else f"sample {self.sample}"
+        if where:
+            raise ValueError(
+                f"history is of individuals' earlier answers, and {where} has shares of groups; "
+                "leave it out"
             )
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from mop_jax.config import FILES, RunConfig
 from mop_jax.errors import DataError, FaultError
-from mop_jax.pipeline.steps import STEPS, SURVEY_STEPS, steps_of, with_needs
+from mop_jax.pipeline.steps import STEPS, SURVEY_STEPS, Step, steps_of, with_needs
 
 _PACKAGES = (
     "mop-jax",
@@ -121,8 +121,10 @@ def _refuse_other_folders(path: Path, anew: bool) -> None:
 
 def _with_new_fields(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest in which fields that came later have the defaults that did not exist then."""
-    config = RunConfig.model_validate(manifest["configuration"]).model_dump(mode="json")
+    model = RunConfig.model_validate(manifest["configuration"])
+    config = model.model_dump(mode="json")
     known = without_resources(config)
+    own = {step.name for step in steps_of(model)}
     steps = {}
     for name, entry in manifest["steps"].items():
         inputs = entry.get("inputs", {})
@@ -132,10 +134,26 @@ def _with_new_fields(manifest: dict[str, Any]) -> dict[str, Any]:
             else content
             for section, content in inputs.get("configuration", {}).items()
         }
+        if name in own:
+            parts = with_needs(name, steps=steps_of(model))
+            sections |= _fields_since(parts, known, manifest["configuration"])
         steps[name] = (
             {**entry, "inputs": {**inputs, "configuration": sections}} if inputs else entry
         )
     return {**manifest, "configuration": config, "steps": steps}
+
+
+def _fields_since(
+    steps: Sequence[Step], known: dict[str, Any], stored: dict[str, Any]
+) -> dict[str, Any]:
+    """What steps read field by field (`survey.history`) and did not exist when they were done."""
+    found = {}
+    for entry in [part for step in steps for part in step.sections]:
+        section, _, field = entry.partition(".")
+        before = stored.get(section)
+        if field and isinstance(before, dict) and field not in before and field in known[section]:
+            found[entry] = known[section][field]
+    return found
 
 
 def _from_first_format(old: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,9 @@ def poststratify(
 ) -> tuple[Path, DataFrame]:
     """Shares of a population and its groups by a survey's run, with posterior intervals.
 
+    Nobody of a population has a history: a run with `survey.history` says what people answer of
+    whom nothing else is known, and a warning says so.
+
     Args:
         config: see `run`; a survey's.
         out: see `run`.
@@ -74,7 +77,7 @@ def ask(
 
     What people's answers have beyond the language model's preference for an option's words is not
     known of a new question: it is drawn from what the other questions taught, so that intervals are
-    wide, as they should be.
+    wide, as they should be. No earlier answers are known of the people asked; see `poststratify`.
 
     Args:
         config: see `poststratify`.

@@ -143,7 +143,7 @@ _SURVEY_ANSWERS = (
     "sample", "path", "questions", "covariates", "template", "layout", "id", "weight", "strata",
     "psu", "question_column", "answer_column", "cell_id", "share", "n", "count", "missing",
     "covariate_missing", "separator", "encoding", "sheet", "value_labels", "hold_out_cells",
-    "hold_out_question", "design_effect",
+    "hold_out_question", "design_effect", "history", "history_template",
 )  # fmt: skip
 _SURVEY_MODEL = ("groups", "option_effects", "dispersion")
 

@@ -6,7 +6,8 @@ from .codebook_files import codebook_of, load_codebook
 from .design_effects import design_effect
 from .export import to_cells_table, to_tidy_table, write_cells_table, write_tidy_table
 from .frames import Frame, frame_of, load_frame
-from .items import Items
+from .histories import merge_histories, merge_shares
+from .items import Earlier, Items
 from .platforms import read_survey, survey_table
 from .questions import Question
 from .raking import load_margins, rake
@@ -16,6 +17,7 @@ __all__ = [
     "Answers",
     "Codebook",
     "Coding",
+    "Earlier",
     "Frame",
     "Items",
     "Question",
@@ -31,6 +33,8 @@ __all__ = [
     "load_codebook",
     "load_frame",
     "load_margins",
+    "merge_histories",
+    "merge_shares",
     "questions_from_table",
     "rake",
     "read_survey",

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from mop_jax.errors import DataError
+from mop_jax.survey.histories import earlier_answers, shown_questions
 from mop_jax.survey.items import Items
 from mop_jax.survey.questions import Question, option_mask
 
@@ -82,20 +83,36 @@ class Answers:
         """Weights of the respondents, by their id."""
         return self.frame.drop_duplicates("respondent").set_index("respondent")["weight"]
 
-    def items(self) -> Items:
-        """The answers counted by cell and question, in that order."""
-        frame, num_questions = self.frame, len(self.questions)
-        key = frame["cell"].to_numpy() * num_questions + frame["question"].to_numpy()
-        present, item = np.unique(key, return_inverse=True)
+    def items(self, *, history: int = 0, hidden: Collection[str] = ()) -> Items:
+        """The answers counted by cell and question, in that order, and by earlier answers.
+
+        Args:
+            history: how many of a respondent's last answers to earlier questions tell items apart,
+                at most; see `mop_jax.survey.histories`.
+            hidden: ids of questions whose answers are in no history.
+
+        Raises:
+            DataError: if there is no question that is hidden.
+        """
+        frame = self.frame
+        shown = shown_questions([question.id for question in self.questions], hidden)
+        earlier = earlier_answers(frame, history, shown)
+        length = earlier.shape[1]
+        known = earlier.reshape(len(frame), 2 * length)
+        key = np.column_stack([frame[["cell", "question"]].to_numpy(np.int64), known])
+        present, item = np.unique(key, axis=0, return_inverse=True)
+        item = item.reshape(-1)
         counts = np.zeros((len(present), option_mask(self.questions).shape[1]))
         np.add.at(counts, (item, frame["option"].to_numpy()), frame["weight"].to_numpy())
+        pairs = present[:, 2:].reshape(len(present), length, 2).tolist()
         return Items(
             questions=self.questions,
             cells=self.cells,
-            cell=present // num_questions,
-            question=present % num_questions,
+            cell=present[:, 0],
+            question=present[:, 1],
             counts=counts,
             people=np.bincount(item, minlength=len(present)).astype(np.float64),
+            history=tuple(tuple((q, m) for q, m in row if q >= 0) for row in pairs),
         )
 
     def without(self, respondents: Collection[str]) -> Answers:

@@ -30,7 +30,7 @@ def to_cells_table(items: Items, shares: np.ndarray | None = None) -> pd.DataFra
         shares: of the options, [N, M], such as a posterior mean; by default people's.
 
     Raises:
-        DataError: if a covariate holds "|", or shares are not finite.
+        DataError: if a covariate holds "|", shares are not finite, or items have histories.
     """
     for name in items.covariates:
         for value in items.cells[name]:
@@ -62,7 +62,8 @@ def to_tidy_table(
         high: upper ends.
 
     Raises:
-        DataError: if a covariate is named as another column, or shares are not finite.
+        DataError: if a covariate is named as another column, shares are not finite, or items have
+            histories.
     """
     own = ("question", "option", "share", "low", "high", "n")
     clash = [name for name in items.covariates if name in own]
@@ -99,6 +100,10 @@ def write_tidy_table(
 def _long(items: Items, shares: np.ndarray) -> tuple[pd.DataFrame, tuple[np.ndarray, np.ndarray]]:
     """Columns cell (a position), question, option, share and n; and which places they are of."""
     shares = _shaped(items, shares, "shares")
+    if any(items.history):
+        raise DataError(
+            "A table of shares by cell tells no histories apart; give it merge_histories(items)."
+        )
     answered = items.people > 0
     if not answered.all():
         logger.warning(

@@ -15,6 +15,7 @@ from mop_jax.population.table import Table, tidy
 from mop_jax.survey.answers import Answers
 from mop_jax.survey.cell_tables import numbers_of
 from mop_jax.survey.codebook import nearest
+from mop_jax.survey.histories import merge_histories
 from mop_jax.survey.items import Items
 from mop_jax.survey.people import covariate_texts
 from mop_jax.survey.platforms import naming, read_survey, survey_table
@@ -146,7 +147,8 @@ def frame_of(data: Items | Answers) -> Frame:
         people = data.frame.drop_duplicates("respondent")
         np.add.at(sizes, people["cell"].to_numpy(), people["weight"].to_numpy())
     else:
-        np.maximum.at(sizes, data.cell, data.counts.sum(1))
+        whole = merge_histories(data)
+        np.maximum.at(sizes, whole.cell, whole.counts.sum(1))
     present = sizes > 0
     return Frame(data.cells[present].reset_index(drop=True), sizes[present])
 

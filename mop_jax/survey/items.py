@@ -1,9 +1,13 @@
-"""What was answered, counted: one item for each cell of respondents and each question."""
+"""What was answered, counted: one item for each cell of respondents and each question.
+
+Where earlier answers of the same people are known, those who gave the same ones are an item.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -11,13 +15,18 @@ import pandas as pd
 from mop_jax.errors import DataError
 from mop_jax.survey.questions import Question, option_mask
 
+Earlier = tuple[tuple[int, int], ...]
+"""A person's earlier answers: (question, option) pairs in the order of the questionnaire."""
+
 
 @dataclass(frozen=True, eq=False)
 class Items:
     """Answers counted by cell and question: N items, padded to M options.
 
     A cell is a combination of covariates, such as gender, age and education; an item is what a
-    cell's people answered to one question. Individuals who share a cell need one prompt.
+    cell's people answered to one question. Individuals who share a cell need one prompt. With
+    histories an item is of a cell's people who gave the same earlier answers; see
+    `merge_histories` for what is judged by cell.
 
     Attributes:
         questions: Q questions.
@@ -27,6 +36,11 @@ class Items:
         counts: people who chose each option, weighted where they have weights (of mean one over
             the survey), float64 [N, M]; zero at places that hold no option of the question.
         people: how many people answered, unweighted, float64 [N].
+        history: what an item's people answered before, N entries; empty ones by default.
+
+    Raises:
+        DataError: if shapes do not fit, counts are none, or a history names a question that does
+            not come before the item's own.
     """
 
     questions: tuple[Question, ...]
@@ -35,9 +49,10 @@ class Items:
     question: np.ndarray
     counts: np.ndarray
     people: np.ndarray
+    history: tuple[Earlier, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks shapes and counts."""
+        """Checks shapes, counts and histories."""
         num_items = len(self.cell)
         most = option_mask(self.questions).shape[1]
         shapes = {
@@ -57,6 +72,29 @@ class Items:
                 f"Item {item} counts answers behind the {question.num_options} options of question "
                 f"{question.id}."
             )
+        if not self.history:
+            object.__setattr__(self, "history", ((),) * num_items)
+        self._check_histories()
+
+    def _check_histories(self) -> None:
+        if len(self.history) != len(self):
+            raise DataError(
+                f"There are {len(self.history)} histories of {len(self)} items; give one an item."
+            )
+        for own, earlier in set(zip(np.asarray(self.question).tolist(), self.history, strict=True)):
+            places = [question for question, _ in earlier]
+            if any(one >= next_one for one, next_one in pairwise([-1, *places, own])):
+                raise DataError(
+                    f"A history of question {self.questions[own].id} holds questions "
+                    f"{', '.join(map(str, places))}; accepted are those before {own}, in order."
+                )
+            for question, option in earlier:
+                if not 0 <= option < self.questions[question].num_options:
+                    raise DataError(
+                        f"A history holds option {option} of question "
+                        f"{self.questions[question].id}, which has "
+                        f"{self.questions[question].num_options}."
+                    )
 
     def __len__(self) -> int:
         """N."""
@@ -71,11 +109,19 @@ class Items:
         """A cell's covariates by their names."""
         return {name: str(self.cells[name].iloc[cell]) for name in self.covariates}
 
+    def earlier(self, item: int) -> list[tuple[str, str]]:
+        """The texts of an item's history: earlier questions and what was chosen."""
+        pairs = ((self.questions[q], m) for q, m in self.history[item])
+        return [(question.text, question.options[m]) for question, m in pairs]
+
     def names(self) -> list[str]:
-        """A text for each item: its question's id and its cell's covariates."""
+        """A text for each item: its question's id, its cell's covariates and its history."""
         cells = ["|".join(self.covariates_of(i).values()) for i in range(len(self.cells))]
-        pairs = zip(self.question, self.cell, strict=True)
-        return [f"{self.questions[q].id}|{cells[i]}" for q, i in pairs]
+        found = []
+        for q, i, earlier in zip(self.question, self.cell, self.history, strict=True):
+            before = [f"|{self.questions[e].id}={self.questions[e].options[m]}" for e, m in earlier]
+            found.append(f"{self.questions[q].id}|{cells[i]}{''.join(before)}")
+        return found
 
     @property
     def mask(self) -> np.ndarray:
@@ -97,6 +143,7 @@ class Items:
             question=self.question[index],
             counts=self.counts[index],
             people=self.people[index],
+            history=tuple(self.history[n] for n in np.arange(len(self))[index].tolist()),
         )
 
     def split_cells(self, test_share: float, seed: int) -> tuple[Items, Items]:

@@ -222,14 +222,16 @@ class Sample(NamedTuple):
     Attributes:
         path: of its file.
         load: reads it.
+        individuals: whether it has answers of individuals, rather than shares by cell.
     """
 
     path: str
     load: Callable[[], Items | Answers]
+    individuals: bool
 
 
 SAMPLES = {
-    "ces_2024": Sample(CES_CELLS, ces_2024),
-    "anes_1996": Sample(ANES_ANSWERS, anes_1996),
+    "ces_2024": Sample(CES_CELLS, ces_2024, individuals=False),
+    "anes_1996": Sample(ANES_ANSWERS, anes_1996, individuals=True),
 }
 """Surveys by name."""

@@ -1,5 +1,7 @@
 """The table of options against whole prompts scored one by one, and what is read from it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,26 @@ def test_table_equals_whole_prompts(items, lm, prompts, store) -> None:
     assert (table.log_mass[table.log_weight > -np.inf] <= 1e-6).all()
     sums = np.exp(table.log_likelihood[0, 0, :3]).sum()
     assert table.log_mass[0, 0] == pytest.approx(np.log(sums))
+
+
+def test_earlier_answers_are_in_prompts_and_others_are_not(items, lm, prompts, store) -> None:
+    """The person's earlier answers alone, whatever builds the prompt."""
+    some = replace(items.take([4, 4, 5]), history=((), ((0, 2),), ()))
+    seen: list[str] = []
+
+    def build(ask, person, question):
+        seen.append(ask(person))
+        return prompts.zero_shot(seen[-1])
+
+    table = score_prompts(some, build, prompts, store, lm, num_orders=1)
+    end = "The person who answers: age: 18-29; sex: w"
+    known = f"{end} (earlier answers: “Did you vote?” Yes, by mail)"
+    assert [text.splitlines()[-1] for text in seen[:2]] == [end, known]
+    assert "earlier" not in seen[2]
+    assert (table.log_likelihood[0] != table.log_likelihood[1]).all()
+    prompt = prompts.zero_shot(seen[1])
+    expected = [naive(lm, prompt, prompts.response(o)) for o in items.questions[1].options]
+    np.testing.assert_allclose(table.log_likelihood[1, 0], expected, atol=2e-4)
 
 
 def test_scores_that_are_stored_are_not_asked_for_again(items, lm, prompts, store) -> None:

@@ -32,6 +32,26 @@ def test_templates_that_cannot_be_rendered_are_refused() -> None:
         Wording(item="{question} {options}")
 
 
+def test_earlier_answers_are_said_whatever_they_hold() -> None:
+    wording = Wording("{{ age }}", "{question} | {options} | {person}", "/")
+    earlier = [("{options}?", "{{ age }}"), ("And {person}?", "{% if %}")]
+    person = wording.describe({"age": "30+"})
+    known = "30+ (earlier answers: “{options}?” {{ age }}; “And {person}?” {% if %})"
+    assert wording.knowing(person, earlier) == known
+    assert wording.ask(VOTE, person, (1, 0), earlier) == f"Did {{person}} vote? | No/Yes | {known}"
+    assert wording.context(VOTE, person, earlier) == f"Did {{person}} vote? {known}"
+    # Who has answered nothing is put as without.
+    assert wording.ask(VOTE, person, earlier=[]) == wording.ask(VOTE, person)
+
+
+def test_earlier_answers_in_words_of_ones_own() -> None:
+    template = "{{ person }}{% for q, a in answers %}; {{ q }} {{ a }}{% endfor %}"
+    wording = Wording(history=template)
+    assert wording.knowing("you", [("Old?", "Yes"), ("Ill?", "No")]) == "you; Old? Yes; Ill? No"
+    with pytest.raises(DataError, match=r"'persons' is undefined; the fields are person, answers"):
+        Wording(history="{{ persons }}").knowing("you", [("Old?", "Yes")])
+
+
 @given(options=st.integers(2, 7), number=st.integers(1, 9), seed=st.integers(0, 99))
 def test_orders_are_different_permutations(options: int, number: int, seed: int) -> None:
     question = Question("q", "?", tuple(f"option {m}" for m in range(options)))

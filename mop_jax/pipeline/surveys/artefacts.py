@@ -18,7 +18,7 @@ from mop_jax.components.personas import Persona, read_personas
 from mop_jax.config import RunConfig, SurveyConfig
 from mop_jax.models import MixtureData
 from mop_jax.pipeline.workspace import write_parquet
-from mop_jax.survey import Items, Question
+from mop_jax.survey import Earlier, Items, Question, merge_histories
 
 
 class SurveyRun:
@@ -43,8 +43,8 @@ class SurveyRun:
     @property
     def wording(self) -> Wording:
         """How items are put."""
-        template = self.section.template
-        return Wording() if template is None else Wording(person=template)
+        given = {"person": self.section.template, "history": self.section.history_template}
+        return Wording(**{name: text for name, text in given.items() if text is not None})
 
     @cached_property
     def _about(self) -> dict[str, Any]:
@@ -76,12 +76,23 @@ class SurveyRun:
             frame["question"].to_numpy(),
             counts,
             frame["people"].to_numpy(),
+            history_of(frame),
         )
 
     @cached_property
     def is_test(self) -> np.ndarray:
         """Which items are of held-out cells, bool [N]."""
         return self._frame["held_out"].to_numpy()
+
+    @cached_property
+    def by_cell(self) -> Items:
+        """The items counted by cell and question alone, G; without histories, the items."""
+        return merge_histories(self.items)
+
+    @cached_property
+    def by_cell_is_test(self) -> np.ndarray:
+        """Which of `by_cell` are of held-out cells, bool [G]."""
+        return np.isin(self.by_cell.cell, self.items.cell[self.is_test])
 
     @cached_property
     def personas(self) -> list[Persona]:
@@ -153,8 +164,17 @@ def write_items(path: Path, items: Items, held_out: np.ndarray, design_effect: f
             **{f"count_{m}": column for m, column in enumerate(items.counts.T)},
         }
     )
+    if any(items.history):
+        frame["history"] = [json.dumps(earlier) for earlier in items.history]
     write_parquet(path / "cells.parquet", items.cells)
     write_parquet(path / "items.parquet", frame)
+
+
+def history_of(frame: pd.DataFrame) -> tuple[Earlier, ...]:
+    """Histories as `write_items` wrote them; nothing where there were none."""
+    if "history" not in frame:
+        return ()
+    return tuple(tuple((q, m) for q, m in json.loads(text)) for text in frame["history"])
 
 
 def write_table(path: Path, table: OptionTable) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from mop_jax.pipeline.surveys.scoring import option_store, score_items
 from mop_jax.pipeline.workspace import Workspace
 from mop_jax.survey import Frame, Items, Question, frame_of, load_frame, rake
 
+_LOG = logging.getLogger(__name__)
 _STREAM = 42
 
 
@@ -78,6 +80,9 @@ class PopulationShares:
     def table(self, space: Workspace, survey: SurveyRun) -> pd.DataFrame:
         """The shares of the whole population, and of its groups; see `poststratify`.
 
+        Nobody of a population has a history: of a run with histories they are the shares of people
+        whose earlier answers are not known.
+
         Raises:
             DataError: if the frame, or a covariate to report by, is at fault.
         """
@@ -87,6 +92,11 @@ class PopulationShares:
             raise DataError(
                 f"There is no covariate {lacking[0]!r} to report by; there are "
                 f"{', '.join(frame.covariates)}."
+            )
+        if survey.section.history:
+            _LOG.warning(
+                "The run knows earlier answers of the survey's people; these shares are of people "
+                "of whom none is known."
             )
         cells = frame.cells[survey.items.covariates]
         questions: tuple[Question, ...] = survey.questions

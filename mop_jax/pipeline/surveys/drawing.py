@@ -38,7 +38,7 @@ def draw_survey(space: Workspace) -> None:
     draws = load_file(space.path / "held_out.safetensors")
     draws = {name: values.astype(np.float64) for name, values in draws.items()}
     draws = {name: values / values.sum(-1, keepdims=True) for name, values in draws.items()}
-    unseen = run.items.take(run.is_test)
+    unseen = run.by_cell.take(run.by_cell_is_test)
     note = f"{len(np.unique(unseen.cell))} held-out cells; intervals with sampling error."
     covered = {
         _MAIN if name == "mop" else SURVEY_METHODS[name].title: calibration(

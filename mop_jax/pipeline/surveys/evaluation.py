@@ -1,4 +1,8 @@
-"""A survey's fourth step: held-out cells and questions, beside methods with and without a model."""
+"""A survey's fourth step: held-out cells and questions, beside methods with and without a model.
+
+Shares are judged by cell. Where histories are known, people are scored one by one besides: what
+somebody answered before says more of them than of their cell.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +31,13 @@ from mop_jax.inference import Posterior, load_posterior
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.surveys.fitting import unseen_path
 from mop_jax.pipeline.workspace import Workspace, write_arrays
-from mop_jax.survey import Items
+from mop_jax.survey import Items, merge_histories, merge_shares
 from mop_jax.survey.export import to_tidy_table, write_cells_table
+from mop_jax.survey.histories import cell_groups
 
 PROMPTED = ("zero_shot", "demographic_persona", "few_shot", "verbalised")
 """The same language model without a mixture; see `prompted_shares`."""
+_INDIVIDUAL = "log_score_individual"
 # A stream of random numbers.
 _CELLS = 41
 
@@ -44,18 +50,21 @@ def evaluate_survey(space: Workspace) -> None:
     rng = np.random.default_rng([seed, _CELLS])
     everything = np.ones(len(run.items), bool)
     predicted = predict_items(run, posterior, everything)
-    drawn = predicted.cells(rng)
+    drawn = merge_shares(predicted.cells(rng), run.items)
 
-    test = np.flatnonzero(run.is_test)
-    unseen = run.items.take(test)
+    by_cell, test = run.by_cell, run.by_cell_is_test
+    unseen = by_cell.take(test)
     draws: dict[str, np.ndarray] = {"mop": drawn[:, test]}
     deff = run.design_effect
     for name, method in SURVEY_METHODS.items():
         if isinstance(method, MRP):
             method = replace(method, design_effect=deff)
-        fitted = method.fit(run.items.take(~run.is_test), seed=seed)
+        fitted = method.fit(by_cell.take(~test), seed=seed)
         draws[name] = fitted.predict(unseen)
-    shares: dict[str, np.ndarray] = {**draws, **{name: prompted[name][test] for name in PROMPTED}}
+    shares: dict[str, np.ndarray] = {
+        **draws,
+        **{name: merge_shares(prompted[name], run.items)[test] for name in PROMPTED},
+    }
     report: dict[str, Any] = {
         "unseen_cells": _measures(shares, unseen),
         "differences": _differences(shares, unseen),
@@ -70,28 +79,42 @@ def evaluate_survey(space: Workspace) -> None:
         "order_effect": dict(zip(("single", "averaged"), run.table.order_effect(), strict=True)),
         "verbalised_read": float(np.nanmean(prompted["verbalised_read"])),
     }
+    if run.section.history:
+        people = run.items.take(run.is_test)
+        told = {"mop": _of_an_answer(predicted)[run.is_test]}
+        told |= {name: prompted[name][run.is_test] for name in PROMPTED}
+        _add_individuals(report["unseen_cells"], report["differences"], told, draws, people)
     asked = run.section.hold_out_question
     if asked is not None:
         index = np.flatnonzero(
             run.items.question == [question.id for question in run.questions].index(asked)
         )
-        items = run.items.take(index)
+        people = run.items.take(index)
+        items = merge_histories(people)
         second = load_posterior(unseen_path(space.path))
         which = np.isin(np.arange(len(run.items)), index)
+        predicted = predict_items(run, second, which)
+        uniform = SURVEY_METHODS["uniform"].fit(by_cell, seed=seed).predict(items)
         others = {
-            "mop": predict_items(run, second, which).cells(rng),
-            "uniform": SURVEY_METHODS["uniform"].fit(run.items, seed=seed).predict(items),
-            **{name: prompted[name][index] for name in PROMPTED},
+            "mop": merge_shares(predicted.cells(rng), people),
+            "uniform": uniform,
+            **{name: merge_shares(prompted[name][index], people) for name in PROMPTED},
         }
-        report["unseen_question"] = {"question": asked, **_measures(others, items)}
-        report["unseen_question_differences"] = _differences(others, items)
+        measures, differences = _measures(others, items), _differences(others, items)
+        if run.section.history:
+            told = {"mop": _of_an_answer(predicted)}
+            told |= {name: prompted[name][index] for name in PROMPTED}
+            _add_individuals(measures, differences, told, {"uniform": uniform}, people)
+        report["unseen_question"] = {"question": asked, **measures}
+        report["unseen_question_differences"] = differences
     atomic.write_json(space.path / "metrics.json", _jsonable(report))
     low, high = np.quantile(drawn, [0.05, 0.95], axis=0)
-    table = to_tidy_table(run.items, drawn.mean(0), low, high)
-    table["real_share"] = to_tidy_table(run.items)["share"]
-    table["held_out"] = np.repeat(run.is_test, run.items.mask.sum(1))
+    table = to_tidy_table(by_cell, drawn.mean(0), low, high)
+    table["real_share"] = to_tidy_table(by_cell)["share"]
+    # Items whose people are all shown have no rows.
+    table["held_out"] = np.repeat(test, by_cell.mask.sum(1) * (by_cell.people > 0))
     atomic.write_text(space.path / "shares.csv", table.to_csv(index=False, lineterminator="\n"))
-    write_cells_table(space.path / "cells.csv", run.items, drawn.mean(0))
+    write_cells_table(space.path / "cells.csv", by_cell, drawn.mean(0))
     write_arrays(space.path / "held_out.safetensors", draws)
 
 
@@ -108,6 +131,40 @@ def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
         name: {measure: _judged(measure, values, items) for measure in _judging(items)}
         for name, values in shares.items()
     }
+
+
+def _of_an_answer(predicted: ShareDraws) -> np.ndarray:
+    """How one person's answer is distributed, float64 [N, M]: dispersion has no bearing on it."""
+    mean = predicted.probs.mean(0, dtype=np.float64)
+    return mean / mean.sum(-1, keepdims=True)
+
+
+def _add_individuals(
+    measures: dict[str, Any],
+    differences: dict[str, Any],
+    told: Mapping[str, np.ndarray],
+    untold: Mapping[str, np.ndarray],
+    items: Items,
+) -> None:
+    """Adds the log score of respondents, whose earlier answers those who were told them know.
+
+    It is a mean over the same respondents for all; methods that predict cells give all people of a
+    cell the same shares, so that theirs is their log score.
+
+    Args:
+        measures: of every method, to which it is added.
+        differences: likewise; may be empty.
+        told: shares of the items by methods that know histories, [N, M].
+        untold: draws of shares of the items' cells by those that do not, [S, G, M].
+        items: N items with their histories.
+    """
+    _, group = cell_groups(items)
+    shares = {name: draws.mean(0)[group] for name, draws in untold.items()} | dict(told)
+    for name in measures:
+        measures[name][_INDIVIDUAL] = _judged("log_score", shares[name], items)
+    for name in differences:
+        found = paired_difference("log_score", shares["mop"], shares[name], items)
+        differences[name][_INDIVIDUAL] = found._asdict()
 
 
 def _judged(measure: str, values: np.ndarray, items: Items) -> dict[str, Any]:

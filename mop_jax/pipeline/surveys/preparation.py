@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,11 +27,13 @@ from mop_jax.resources import resolve_path
 from mop_jax.survey import (
     Answers,
     Items,
+    Question,
     answers_from_long,
     answers_from_wide,
     codebook_of,
     design_effect,
     items_from_cells,
+    merge_histories,
     questions_from_table,
     read_survey,
 )
@@ -39,25 +42,28 @@ from mop_jax.survey.samples import SAMPLES
 _LOG = logging.getLogger(__name__)
 # Answers that personas are made from: more say no more of a population to a small model.
 _ANSWERS = 300
+# A stream of random numbers.
+_SHOWN = 43
 
 
 def prepare_survey(space: Workspace) -> None:
     """Writes items, personas, exemplars and embeddings."""
     run, config = SurveyRun(space.path, space.config), space.config
     found = read_answers(run.section)
-    items = found.items() if isinstance(found, Answers) else found
+    unseen = _unseen_question(found.questions, run.section)
+    items = _items(found, run.section)
     held_out = _held_out(items, run.section, config.seed)
-    unseen = _unseen_question(items, run.section)
-    seen = items.take(~held_out & (items.question != unseen))
+    # People are shown, and personas made of them, without what else they answered.
+    seen = merge_histories(items.take(~held_out & (items.question != unseen)))
     exemplars = draw_exemplars(
         seen, _num_exemplars(seen, config.exemplars.num_exemplars), run.wording, seed=config.seed
     )
-    items = _without_shown(items, exemplars)
+    items = _without_shown(items, exemplars, config.seed)
     personas = _personas(space, seen, run.wording)
     people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
     contexts = [
-        run.wording.context(items.questions[q], people[i])
-        for i, q in zip(items.cell, items.question, strict=True)
+        run.wording.context(items.questions[q], people[i], items.earlier(n))
+        for n, (i, q) in enumerate(zip(items.cell, items.question, strict=True))
     ]
     shown = [
         run.wording.context(items.questions[q], people[i])
@@ -140,6 +146,17 @@ def read_answers(section: SurveyConfig) -> Answers | Items:
     )
 
 
+def _items(found: Answers | Items, section: SurveyConfig) -> Items:
+    """The answers counted, and told apart by earlier ones if the configuration says so.
+
+    Answers to the question that a second fit does without are in no history: it would see them.
+    """
+    if isinstance(found, Items):
+        return found
+    asked = section.hold_out_question
+    return found.items(history=section.history, hidden=() if asked is None else (asked,))
+
+
 def _design_effect(found: Answers | Items, section: SurveyConfig) -> float:
     """What the configuration says of it, else what weights, strata and units say."""
     if section.design_effect is not None:
@@ -176,14 +193,14 @@ def _num_exemplars(seen: Items, wanted: int) -> int:
     return min(wanted, most)
 
 
-def _unseen_question(items: Items, section: SurveyConfig) -> int:
+def _unseen_question(questions: Sequence[Question], section: SurveyConfig) -> int:
     """Index of the question that a second fit does without; −1 for none.
 
     No exemplar answers it: the second fit would have seen it then.
     """
     if section.hold_out_question is None:
         return -1
-    ids = [question.id for question in items.questions]
+    ids = [question.id for question in questions]
     if section.hold_out_question not in ids:
         raise DataError(
             f"survey.hold_out_question is {section.hold_out_question!r}; the questions are "
@@ -194,12 +211,20 @@ def _unseen_question(items: Items, section: SurveyConfig) -> int:
     return ids.index(section.hold_out_question)
 
 
-def _without_shown(items: Items, exemplars: pd.DataFrame) -> Items:
-    """The same items without the people whose answers are shown: nobody is shown and counted."""
+def _without_shown(items: Items, exemplars: pd.DataFrame, seed: int) -> Items:
+    """The same items without the people whose answers are shown: nobody is shown and counted.
+
+    Which earlier answers somebody has who is shown is drawn among those who chose the same.
+    """
     counts, people = items.counts.copy(), items.people.copy()
+    rng = np.random.default_rng([seed, _SHOWN])
     for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
-        item = np.flatnonzero((items.cell == cell) & (items.question == question))[0]
-        counts[item, option] -= min(1.0, counts[item, option])
+        own = np.flatnonzero((items.cell == cell) & (items.question == question))
+        chose = counts[own, option]
+        item = rng.choice(own, p=chose / chose.sum())
+        # Whoever is alone in an item goes with all of the weight.
+        weight = counts[item, option] if people[item] <= 1 else min(1.0, counts[item, option])
+        counts[item, option] -= weight
         people[item] = max(people[item] - 1.0, 0.0)
     return replace(items, counts=counts, people=people)
 

@@ -33,7 +33,8 @@ def prompted_shares(
     `zero_shot` puts the item as it is; `demographic_persona` speaks as the person and asks without
     one; `few_shot` shows real answers first, to the same question where there are any; all three
     average over the orders in which options are shown. `verbalised` states percentages in words,
-    and `verbalised_read` says which items' could be read; the others are uniform.
+    and `verbalised_read` says which items' could be read; the others are uniform. All are told the
+    items' earlier answers; those whose answers are shown to begin with are not.
     """
     index = np.flatnonzero(held_out(run))
     items = run.items.take(index)
@@ -136,11 +137,12 @@ def _shots(run: SurveyRun, question: int) -> str:
 
 def _stated(space: Workspace, run: SurveyRun, items: Items) -> tuple[np.ndarray, np.ndarray]:
     """Shares stated in words [N, M], and whether any could be read [N]."""
+    people = [run.wording.describe(items.covariates_of(int(i))) for i in items.cell]
     prompts = [
         space.prompts.zero_shot(
-            verbalised_text(items.questions[q], run.wording.describe(items.covariates_of(int(i))))
+            verbalised_text(items.questions[q], run.wording.knowing(person, items.earlier(n)))
         )
-        for i, q in zip(items.cell, items.question, strict=True)
+        for n, (person, q) in enumerate(zip(people, items.question, strict=True))
     ]
     number = len(prompts) * _STATED
     which = np.arange(number) % len(prompts)

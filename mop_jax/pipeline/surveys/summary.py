@@ -10,7 +10,12 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-_SHOWN = {"total_variation": "total variation", "nemd": "Wasserstein", "log_score": "log score"}
+_SHOWN = {
+    "total_variation": "total variation",
+    "nemd": "Wasserstein",
+    "log_score": "log score",
+    "log_score_individual": "log score of individuals",
+}
 _TITLES = {
     "mop": "mixture of personas",
     "mrp": "MRP",

@@ -233,6 +233,28 @@ def test_what_the_model_prefers_of_words_alone_is_taken_off(finished, tmp_path) 
     np.testing.assert_allclose(table["share"].sum(), 1, atol=1e-6)
 
 
+def test_a_run_from_before_there_were_histories_is_finished_all_the_same(
+    finished, tmp_path
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    for field in ("history", "history_template"):
+        del manifest["configuration"]["survey"][field]
+        for entry in manifest["steps"].values():
+            del entry["inputs"]["configuration"][f"survey.{field}"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    config = pipeline.read_config(finished)
+    run = Run(RunFolder(folder, config))
+    assert not [step.name for step in SURVEY_STEPS if run.reasons(step) is not None]
+    assert "history" not in pd.read_parquet(folder / "items.parquet")
+    # What is asked for now is another thing than what was done then.
+    assert config.survey is not None
+    survey = config.survey.model_copy(update={"history": 1})
+    changed = RunFolder(folder, config.model_copy(update={"survey": survey}), update=True)
+    reasons = Run(changed).reasons(SURVEY_STEPS[0])
+    assert reasons == ["survey.history is 1 where it was 0"]
+
+
 def test_every_field_of_the_section_matters_to_a_step() -> None:
     named = {
         entry.partition(".")[2]
