@@ -92,12 +92,12 @@ def test_defaults_of_surveys_are_in_the_configuration_itself() -> None:
     config = RunConfig.model_validate(base)
     assert config.candidates.num_candidates == SURVEY_DEFAULTS["candidates"]["num_candidates"]
     assert config.inference.num_particles == 16
-    assert config.model.temperature_spread == 0.25
+    assert config.model.temperature_spread == 0.5
     given = RunConfig.model_validate(
         {**base, "inference": InferenceConfig(num_particles=2), "model": {"gate_width": 3}}
     )
     assert (given.inference.num_particles, given.inference.learning_rate) == (2, 0.003)
-    assert (given.model.gate_width, given.model.temperature_prior_scale) == (3, 0.5)
+    assert (given.model.gate_width, given.model.temperature_prior_scale) == (3, 1.0)
     again = RunConfig.model_validate(config.model_dump(mode="json"))
     assert again == config
     free = RunConfig.model_validate(

@@ -10,8 +10,7 @@ predictions.
 
 Most items are then of few people. Dispersion between cells (`ChoiceCounts`) becomes dispersion
 between those of a cell who answered alike before, of which an item of one person says nothing: with
-long histories it stays near its prior, and intervals of a cell's shares, which are made of many
-items, do not hold what all people of a cell have in common beyond the model.
+long histories it stays near its prior. Shares of cells are drawn as if it were between cells.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def evaluate_survey(space: Workspace) -> None:
     rng = np.random.default_rng([seed, _CELLS])
     everything = np.ones(len(run.items), bool)
     predicted = predict_items(run, posterior, everything)
-    drawn = merge_shares(predicted.cells(rng), run.items)
+    drawn = _of_cells(predicted, run.items).cells(rng)
 
     by_cell, test = run.by_cell, run.by_cell_is_test
     unseen = by_cell.take(test)
@@ -96,7 +96,7 @@ def evaluate_survey(space: Workspace) -> None:
         predicted = predict_items(run, second, which)
         uniform = SURVEY_METHODS["uniform"].fit(by_cell, seed=seed).predict(items)
         others = {
-            "mop": merge_shares(predicted.cells(rng), people),
+            "mop": _of_cells(predicted, people).cells(rng),
             "uniform": uniform,
             **{name: merge_shares(prompted[name][index], people) for name in PROMPTED},
         }
@@ -131,6 +131,16 @@ def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
         name: {measure: _judged(measure, values, items) for measure in _judging(items)}
         for name, values in shares.items()
     }
+
+
+def _of_cells(predicted: ShareDraws, items: Items) -> ShareDraws:
+    """Draws of whole cells, whatever their people answered before.
+
+    Cells differ from the model as one: if every history of a cell did so by itself, what they do
+    would average out, and intervals be too narrow.
+    """
+    first, _ = cell_groups(items)
+    return ShareDraws(merge_shares(predicted.probs, items), predicted.concentration[:, first])
 
 
 def _of_an_answer(predicted: ShareDraws) -> np.ndarray:
