@@ -12,6 +12,7 @@ import numpy as np
 from jinja2.sandbox import SandboxedEnvironment
 
 from mop_jax.errors import DataError
+from mop_jax.survey.items import Items
 from mop_jax.survey.questions import Question
 
 DEFAULT_PERSON = (
@@ -63,6 +64,14 @@ class Wording:
     def context(self, question: Question, person: str) -> str:
         """What the encoder reads of an item: its options say nothing of who answers what."""
         return f"{question.text} {person}"
+
+    def contexts(self, items: Items) -> list[str]:
+        """`context` of every item."""
+        people = {i: self.describe(items.covariates_of(i)) for i in np.unique(items.cell).tolist()}
+        return [
+            self.context(items.questions[q], people[i])
+            for i, q in zip(items.cell.tolist(), items.question.tolist(), strict=True)
+        ]
 
     def ask(self, question: Question, person: str, order: Sequence[int] | None = None) -> str:
         """The text of an item, its options in an order, that of the codebook by default."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mop_jax.choices import Wording, draw_exemplars
+from mop_jax.choices import Wording, draw_exemplars, without_shown
+from mop_jax.choices.exemplars import exemplar_contexts
 from mop_jax.components.personas import (
     Persona,
     read_personas,
@@ -52,17 +51,9 @@ def prepare_survey(space: Workspace) -> None:
     exemplars = draw_exemplars(
         seen, _num_exemplars(seen, config.exemplars.num_exemplars), run.wording, seed=config.seed
     )
-    items = _without_shown(items, exemplars)
+    items = without_shown(items, exemplars)
     personas = _personas(space, seen, run.wording)
-    people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
-    contexts = [
-        run.wording.context(items.questions[q], people[i])
-        for i, q in zip(items.cell, items.question, strict=True)
-    ]
-    shown = [
-        run.wording.context(items.questions[q], people[i])
-        for i, q in zip(exemplars["cell"], exemplars["question"], strict=True)
-    ]
+    shown = exemplar_contexts(exemplars, items, run.wording)
     answered = [f"{c} {r}" for c, r in zip(shown, exemplars["response"], strict=True)]
     encode = space.encoder.encode
     write_personas(space.path / "personas.json", personas)
@@ -71,7 +62,7 @@ def prepare_survey(space: Workspace) -> None:
     write_arrays(
         space.path / "embeddings.safetensors",
         {
-            "context": encode(contexts),
+            "context": encode(run.wording.contexts(items)),
             "persona": encode([persona.text for persona in personas]),
             "exemplar": encode(answered),
             "exemplar_context": encode(shown),
@@ -192,16 +183,6 @@ def _unseen_question(items: Items, section: SurveyConfig) -> int:
     if len(ids) < 2:
         raise DataError("survey.hold_out_question needs a second question to learn from.")
     return ids.index(section.hold_out_question)
-
-
-def _without_shown(items: Items, exemplars: pd.DataFrame) -> Items:
-    """The same items without the people whose answers are shown: nobody is shown and counted."""
-    counts, people = items.counts.copy(), items.people.copy()
-    for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
-        item = np.flatnonzero((items.cell == cell) & (items.question == question))[0]
-        counts[item, option] -= min(1.0, counts[item, option])
-        people[item] = max(people[item] - 1.0, 0.0)
-    return replace(items, counts=counts, people=people)
 
 
 def _personas(space: Workspace, items: Items, wording: Wording) -> list[Persona]:
