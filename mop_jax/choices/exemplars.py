@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,8 @@ def draw_exemplars(
 ) -> pd.DataFrame:
     """Draws J answers: people at random, their options as they chose, in turns of the questions.
 
-    No two are of the same cell and question. With a table of counts an exemplar is one of the
-    people counted; with individuals, count only those whose respondents are not shown.
+    No two are of the same cell and question. An exemplar is one of the people counted: a fit
+    should count the others only, see `without_shown`.
 
     Args:
         items: training items.
@@ -54,6 +55,37 @@ def draw_exemplars(
         person = wording.describe(items.covariates_of(cell))
         rows.append((cell, number, option, wording.ask(question, person), question.options[option]))
     return pd.DataFrame(rows, columns=["cell", "question", "option", "context", "response"])
+
+
+def without_shown(items: Items, exemplars: pd.DataFrame, *, seed: int = 0) -> Items:
+    """The same items without the people whose answers are shown: nobody is shown and counted.
+
+    Which earlier answers somebody has who is shown is drawn among those who chose the same.
+
+    Args:
+        items: that the exemplars were drawn from, or more.
+        exemplars: see `draw_exemplars`.
+        seed: of the draw among histories; nothing else is random.
+    """
+    counts, people = items.counts.copy(), items.people.copy()
+    rng = np.random.default_rng([seed, 43])
+    for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
+        own = np.flatnonzero((items.cell == cell) & (items.question == question))
+        chose = counts[own, option]
+        item = rng.choice(own, p=chose / chose.sum())
+        # Whoever is alone in an item goes with all of the weight.
+        weight = counts[item, option] if people[item] <= 1 else min(1.0, counts[item, option])
+        counts[item, option] -= weight
+        people[item] = max(people[item] - 1.0, 0.0)
+    return replace(items, counts=counts, people=people)
+
+
+def exemplar_contexts(exemplars: pd.DataFrame, items: Items, wording: Wording) -> list[str]:
+    """What the encoder reads of the exemplars' items, without their options."""
+    cell, question = (exemplars[name].to_numpy(int) for name in ("cell", "question"))
+    counts = np.zeros((len(exemplars), items.counts.shape[1]))
+    asked = Items(items.questions, items.cells, cell, question, counts, counts.sum(1))
+    return wording.contexts(asked)
 
 
 def choose_components(

@@ -52,13 +52,17 @@ class ShareDraws:
 
 
 def share_draws(posterior: Posterior, data: MixtureData) -> ShareDraws:
-    """Posterior draws of the shares of the items in `data` (see `ChoiceDesign.data`)."""
+    """Posterior draws of the shares of the items in `data` (see `ChoiceDesign.data`).
+
+    A question may have more options than any of the fit: what they have beyond the language model's
+    own preference is then drawn from the prior, as it is for every question unseen so far.
+    """
 
     def shares(answers: ChoiceCounts, data: MixtureData) -> tuple:
         batch = answers.probs.shape[:-1]
         return answers.probs, jnp.broadcast_to(answers.concentration, batch)
 
-    probs, concentration = map_draws(posterior, data, shares)
+    probs, concentration = map_draws(_with_options(posterior, data), data, shares)
     return ShareDraws(np.asarray(probs), np.asarray(concentration))
 
 
@@ -68,7 +72,28 @@ def persona_draws(posterior: Posterior, data: MixtureData) -> np.ndarray:
     def weights(answers: ChoiceCounts, data: MixtureData) -> jax.Array:
         return jnp.exp(answers.mixing_distribution.persona_log_probs)
 
-    return np.asarray(map_draws(posterior, data, weights))
+    return np.asarray(map_draws(_with_options(posterior, data), data, weights))
+
+
+def _with_options(posterior: Posterior, data: MixtureData) -> Posterior:
+    """The posterior with as many options as the data have, those that the fit had not at the end.
+
+    No answer told of them, and their effects are standardised: standard normals.
+    """
+    fitted, asked = posterior.data.choices, data.choices
+    if fitted is None or asked is None:
+        return posterior
+    more = np.shape(asked.counts)[-1] - np.shape(fitted.counts)[-1]
+    if more <= 0:
+        return posterior
+    rng = np.random.default_rng([more, 43])
+    samples = dict(posterior.samples)
+    for name in sorted(samples):
+        if name == "option_bias" or name.startswith("option_effect."):
+            values = samples[name]
+            new = rng.standard_normal((*values.shape[:-1], more)).astype(values.dtype)
+            samples[name] = np.concatenate([values, new], -1)
+    return posterior.replace(samples=samples)
 
 
 def poststratify(

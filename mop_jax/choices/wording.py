@@ -13,6 +13,7 @@ import numpy as np
 from jinja2.sandbox import SandboxedEnvironment
 
 from mop_jax.errors import DataError
+from mop_jax.survey.items import Items
 from mop_jax.survey.questions import Question
 
 DEFAULT_PERSON = (
@@ -80,6 +81,16 @@ class Wording:
     def context(self, question: Question, person: str, earlier: Known = ()) -> str:
         """What the encoder reads of an item: its options say nothing of who answers what."""
         return f"{question.text} {self.knowing(person, earlier)}"
+
+    def contexts(self, items: Items) -> list[str]:
+        """`context` of every item."""
+        people = {i: self.describe(items.covariates_of(i)) for i in np.unique(items.cell).tolist()}
+        return [
+            self.context(items.questions[q], people[i], items.earlier(n))
+            for n, (i, q) in enumerate(
+                zip(items.cell.tolist(), items.question.tolist(), strict=True)
+            )
+        ]
 
     def ask(
         self,

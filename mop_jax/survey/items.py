@@ -146,6 +146,58 @@ class Items:
             history=tuple(self.history[n] for n in np.arange(len(self))[index].tolist()),
         )
 
+    def where(self, questions: Sequence[str] | None = None, **levels: str | Sequence[str]) -> Items:
+        """Items of some questions and of some people; the other questions and cells are forgotten.
+
+        Args:
+            questions: ids, in the order that they get; all by default.
+            **levels: of covariates, one or several: `age=["18-29", "30-44"]`.
+
+        Raises:
+            DataError: if there is no such question, covariate or level, or nobody is left.
+
+        Example:
+            >>> from mop_jax.survey import Question
+            >>> cells = pd.DataFrame({"age": ["young", "old"], "sex": ["w", "m"]})
+            >>> vote = Question("vote", "Did you vote?", ("Yes", "No"))
+            >>> counts = np.array([[3.0, 1.0], [2.0, 2.0]])
+            >>> items = Items((vote,), cells, np.arange(2), np.zeros(2, int), counts, counts.sum(1))
+            >>> items.where(age="old").cells.to_dict("list")
+            {'age': ['old'], 'sex': ['m']}
+        """
+        ids = [q.id for q in self.questions]
+        wanted = ids if questions is None else list(questions)
+        unknown = [name for name in wanted if name not in ids]
+        if unknown:
+            raise DataError(f"There is no question {unknown[0]!r}; there are {', '.join(ids)}.")
+        kept = np.ones(len(self.cells), bool)
+        for name, chosen in levels.items():
+            if name not in self.covariates:
+                raise DataError(
+                    f"There is no covariate {name!r}; there are {', '.join(self.covariates)}."
+                )
+            column = self.cells[name].astype(str)
+            chosen_levels = [chosen] if isinstance(chosen, str) else list(chosen)
+            for level in chosen_levels:
+                if level not in set(column):
+                    known = ", ".join(dict.fromkeys(column))
+                    raise DataError(f"No cell has {name} {level!r}; there are {known}.")
+            kept &= column.isin(chosen_levels).to_numpy()
+        number = np.asarray([wanted.index(name) if name in wanted else -1 for name in ids])
+        index = np.flatnonzero((number[self.question] >= 0) & kept[self.cell])
+        if not len(index):
+            raise DataError("Nobody is left: no item is of these questions and these people.")
+        asked = tuple(self.questions[ids.index(name)] for name in wanted)
+        width = option_mask(asked).shape[1]
+        return Items(
+            asked,
+            self.cells[kept].reset_index(drop=True),
+            (np.cumsum(kept) - 1)[self.cell[index]],
+            number[self.question[index]],
+            self.counts[index, :width],
+            self.people[index],
+        )
+
     def split_cells(self, test_share: float, seed: int) -> tuple[Items, Items]:
         """Training items, and those of a share of the cells that training does not see."""
         present = np.unique(self.cell)

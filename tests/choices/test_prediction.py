@@ -5,9 +5,13 @@ import pandas as pd
 import pytest
 from scipy.stats import norm
 
-from mop_jax.choices import ShareDraws, poststratify
+from mop_jax.choices import ShareDraws, persona_draws, poststratify, share_draws
 from mop_jax.errors import DataError
+from mop_jax.inference import make_posterior
+from mop_jax.models import mixture_of_choices
 from mop_jax.survey import Frame, Items, Question
+from tests.models.programs import draw_sites
+from tests.models.surveys import survey_data
 
 QUESTIONS = (
     Question("vote", "Did you vote?", ("Yes", "No", "Yes, by mail")),
@@ -79,6 +83,43 @@ def test_extreme_concentrations_are_shares_all_the_same(items, concentration) ->
         # All of a cell chooses one option: which one has the model's probabilities.
         assert np.isin(drawn.round(3), [0, 1]).mean() > 0.99
         assert np.abs(drawn.mean((0, 1)) - probs.mean((0, 1))).max() < 0.03
+
+
+def test_a_question_may_have_more_options_than_any_of_the_fit() -> None:
+    """What the options have beyond the language model is a prior draw; without any it is uniform.
+
+    The bound is four standard errors of the mean over draws.
+    """
+    data = survey_data(seed=4)
+    sites = draw_sites(data, mixture_of_choices, 0, option_effects=True)
+    number = 400
+    samples = {name: np.repeat(np.asarray(v)[None], number, 0) for name, v in sites.items()}
+    posterior = make_posterior(samples, data, mixture_of_choices, {"option_effects": True})
+    few = share_draws(posterior, data)
+    more = 2
+    choices = data.choices
+    unseen = np.zeros_like(choices.question)
+    unseen[:, -1] = 1
+    wider = [(0, 0)] * 2 + [(0, more)]
+    wide = choices._replace(
+        option_log_likelihood=np.zeros_like(np.pad(choices.option_log_likelihood, wider)),
+        option_offset=np.zeros_like(np.pad(choices.option_offset, wider[1:])),
+        counts=np.pad(choices.counts, wider[1:]),
+        question=unseen,
+    )
+    found = share_draws(posterior, data._replace(choices=wide)).probs
+    assert found.shape[-1] == few.probs.shape[-1] + more
+    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-5)
+    # Draws of one posterior draw differ in the new options alone, and the two of them are alike.
+    new = np.log(found[..., -more:]) - np.log(found[..., :1])
+    assert (new.std(0) > 0).all()
+    difference = new[..., 1] - new[..., 0]
+    error = difference.std(0) / np.sqrt(number)
+    assert (np.abs(difference.mean(0)) < 4 * error).all()
+    # The others stand to one another as they did.
+    old = np.log(found[..., 1:-more]) - np.log(found[..., :1])
+    np.testing.assert_allclose(old.std(0), 0, atol=1e-4)
+    assert persona_draws(posterior, data._replace(choices=wide)).shape[0] == number
 
 
 @pytest.mark.parametrize("by", [(), ("age",), ("age", "sex"), ("sex",)])

@@ -20,7 +20,7 @@ from .measures import (
 from .methods import SURVEY_METHODS
 from .mrp import MRP
 from .registry import SURVEY_MEASURES, SurveyMeasure, register_measure
-from .shares import effective_counts, group_shares, predictive_shares
+from .shares import effective_counts, group_means, group_shares, predictive_shares
 
 __all__ = [
     "MRP",
@@ -42,6 +42,7 @@ __all__ = [
     "coverage",
     "effective_counts",
     "estimate",
+    "group_means",
     "group_shares",
     "jensen_shannon",
     "learning_curve",

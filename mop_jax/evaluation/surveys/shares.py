@@ -7,6 +7,8 @@ mean over the draws, so that every measure of a prediction takes that mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -108,6 +110,37 @@ def group_shares(p: ArrayLike, items: Items, by: str) -> dict[tuple[str, str], n
                     "n,...nm->...m", weights[chosen] / weights[chosen].sum(), part
                 )
     return found
+
+
+def group_means(
+    values: ArrayLike, items: Items, by: Sequence[str] | None = None
+) -> tuple[list[str], np.ndarray]:
+    """Means over the levels of covariates, cells weighted by their people: what figures show.
+
+    Args:
+        values: of the items, such as shares of one question's options, [..., N, D].
+        items: N items; those that nobody answered are passed over.
+        by: covariates, one after another; all by default.
+
+    Returns:
+        Names of the G levels, such as `age: 65+`, and means [..., G, D].
+
+    Raises:
+        DataError: if there is no such covariate, or nobody answered anything.
+    """
+    array, weights = np.asarray(values, np.float64), items.counts.sum(1)
+    names, means = [], []
+    for covariate in items.covariates if by is None else by:
+        levels = levels_of(items, covariate)
+        for level in dict.fromkeys(levels):
+            chosen = (levels == level) & (weights > 0)
+            if chosen.any():
+                names.append(f"{covariate}: {level}")
+                share = weights[chosen] / weights[chosen].sum()
+                means.append(np.einsum("n,...nd->...d", share, array[..., chosen, :]))
+    if not names:
+        raise DataError("Nobody answered any of these items; there are no means of groups.")
+    return names, np.stack(means, axis=-2)
 
 
 def levels_of(items: Items, covariate: str) -> np.ndarray:

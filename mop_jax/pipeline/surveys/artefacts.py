@@ -13,7 +13,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save
 
 from mop_jax import atomic
-from mop_jax.choices import ChoiceDesign, Grouping, OptionTable, Wording
+from mop_jax.choices import ChoiceComponents, ChoiceDesign, Grouping, OptionTable, Wording
 from mop_jax.components.personas import Persona, read_personas
 from mop_jax.config import RunConfig, SurveyConfig
 from mop_jax.models import MixtureData
@@ -121,6 +121,12 @@ class SurveyRun:
             cells.iloc[self.exemplars["cell"]].reset_index(drop=True),
             self.vectors["exemplar_context"],
         )
+
+    @cached_property
+    def components(self) -> ChoiceComponents:
+        """Personas and exemplars, as prompts show them."""
+        texts = tuple(persona.text for persona in self.personas)
+        return ChoiceComponents(texts, self.exemplars, self.wording, self.design)
 
     @cached_property
     def table(self) -> OptionTable:

@@ -111,19 +111,12 @@ class PopulationShares:
             if survey.section.calibration == "content_free":
                 offsets = content_free_offsets(space, survey, questions, which, store)
                 table = table.calibrated(offsets[items.question])
-        contexts = [
-            survey.wording.context(
-                questions[q], survey.wording.describe(items.covariates_of(int(i)))
-            )
-            for i, q in zip(items.cell, items.question, strict=True)
-        ]
         posterior = load_posterior(space.path / "posterior.safetensors")
-        data = survey.design.data(
+        data = survey.components.data(
             items,
             table,
-            space.encoder.encode(contexts),
-            feature_maps=posterior.data.feature_maps,
-            similarity=posterior.data.similarity,
+            space.encoder,
+            posterior=posterior,
         )
         rng = np.random.default_rng([space.config.seed, _STREAM])
         drawn = share_draws(posterior, data).cells(rng)

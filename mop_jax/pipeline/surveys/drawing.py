@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from mop_jax import plots
 from mop_jax.choices import persona_draws
-from mop_jax.evaluation.surveys import SURVEY_METHODS, calibration, group_shares, sample_shares
+from mop_jax.evaluation.surveys import SURVEY_METHODS, calibration, group_means, sample_shares
 from mop_jax.inference import Posterior, load_posterior
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.workspace import Workspace
@@ -59,24 +59,19 @@ def draw_survey(space: Workspace) -> None:
     )
     sampled = sample_shares(draws["mop"], unseen, design_effect=run.design_effect, seed=seed)
     for q, question in enumerate(run.questions):
-        names, real, simulated, pooled = [], [], [], []
-        for covariate in unseen.covariates:
-            people = group_shares(np.nan_to_num(unseen.shares), unseen, covariate)
-            found = group_shares(sampled, unseen, covariate)
-            everybody = group_shares(draws["pooled_marginal"].mean(0), unseen, covariate)
-            for (name, level), shares in people.items():
-                if name == question.id:
-                    names.append(f"{covariate}: {level}")
-                    real.append(shares)
-                    simulated.append(found[name, level])
-                    pooled.append(everybody[name, level])
+        own = (unseen.question == q) & (unseen.counts.sum(1) > 0)
+        of_question = unseen.take(own)
+        options = slice(question.num_options)
+        names, real = group_means(of_question.shares[:, options], of_question)
+        _, simulated = group_means(sampled[:, own, options], of_question)
+        everybody = draws["pooled_marginal"][:, own, options].mean(0)
         figure = plots.group_answers(
             names,
             question.options,
-            np.stack(real),
-            np.stack(simulated, axis=1),
+            real,
+            simulated,
             question=question.text,
-            baseline=np.stack(pooled),
+            baseline=group_means(everybody, of_question)[1],
             note=note,
         )
         # The first has the name that every run's folder has.
@@ -91,19 +86,11 @@ def _draw_personas(run: SurveyRun, posterior: Posterior) -> None:
     items = run.items.take(seen)
     reference = posterior.data
     data = run.data(seen, feature_maps=reference.feature_maps, similarity=reference.similarity)
-    weights = items.counts.sum(1)
-    spoken = persona_draws(posterior, data)
-    names, means = [], []
-    for covariate in items.covariates:
-        levels = items.cells[covariate].astype(str).to_numpy()[items.cell]
-        for level in dict.fromkeys(levels):
-            chosen = levels == level
-            names.append(f"{covariate}: {level}")
-            means.append(np.average(spoken[:, chosen], axis=1, weights=weights[chosen]))
+    names, means = group_means(persona_draws(posterior, data), items)
     figure = plots.persona_groups(
         names,
         numbered([persona.text for persona in run.personas]),
-        np.stack(means, axis=1),
+        means,
         note="Training cells, weighted by their people.",
     )
     save_figure(run.path / "figures" / "persona_groups.png", figure)

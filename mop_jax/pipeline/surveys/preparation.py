@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from mop_jax.choices import Wording, draw_exemplars
+from mop_jax.choices import Wording, draw_exemplars, without_shown
+from mop_jax.choices.exemplars import exemplar_contexts
 from mop_jax.components.personas import (
     Persona,
     read_personas,
@@ -42,8 +41,6 @@ from mop_jax.survey.samples import SAMPLES
 _LOG = logging.getLogger(__name__)
 # Answers that personas are made from: more say no more of a population to a small model.
 _ANSWERS = 300
-# A stream of random numbers.
-_SHOWN = 43
 
 
 def prepare_survey(space: Workspace) -> None:
@@ -58,17 +55,9 @@ def prepare_survey(space: Workspace) -> None:
     exemplars = draw_exemplars(
         seen, _num_exemplars(seen, config.exemplars.num_exemplars), run.wording, seed=config.seed
     )
-    items = _without_shown(items, exemplars, config.seed)
+    items = without_shown(items, exemplars, seed=config.seed)
     personas = _personas(space, seen, run.wording)
-    people = {i: run.wording.describe(items.covariates_of(i)) for i in np.unique(items.cell)}
-    contexts = [
-        run.wording.context(items.questions[q], people[i], items.earlier(n))
-        for n, (i, q) in enumerate(zip(items.cell, items.question, strict=True))
-    ]
-    shown = [
-        run.wording.context(items.questions[q], people[i])
-        for i, q in zip(exemplars["cell"], exemplars["question"], strict=True)
-    ]
+    shown = exemplar_contexts(exemplars, items, run.wording)
     answered = [f"{c} {r}" for c, r in zip(shown, exemplars["response"], strict=True)]
     encode = space.encoder.encode
     write_personas(space.path / "personas.json", personas)
@@ -77,7 +66,7 @@ def prepare_survey(space: Workspace) -> None:
     write_arrays(
         space.path / "embeddings.safetensors",
         {
-            "context": encode(contexts),
+            "context": encode(run.wording.contexts(items)),
             "persona": encode([persona.text for persona in personas]),
             "exemplar": encode(answered),
             "exemplar_context": encode(shown),
@@ -209,24 +198,6 @@ def _unseen_question(questions: Sequence[Question], section: SurveyConfig) -> in
     if len(ids) < 2:
         raise DataError("survey.hold_out_question needs a second question to learn from.")
     return ids.index(section.hold_out_question)
-
-
-def _without_shown(items: Items, exemplars: pd.DataFrame, seed: int) -> Items:
-    """The same items without the people whose answers are shown: nobody is shown and counted.
-
-    Which earlier answers somebody has who is shown is drawn among those who chose the same.
-    """
-    counts, people = items.counts.copy(), items.people.copy()
-    rng = np.random.default_rng([seed, _SHOWN])
-    for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
-        own = np.flatnonzero((items.cell == cell) & (items.question == question))
-        chose = counts[own, option]
-        item = rng.choice(own, p=chose / chose.sum())
-        # Whoever is alone in an item goes with all of the weight.
-        weight = counts[item, option] if people[item] <= 1 else min(1.0, counts[item, option])
-        counts[item, option] -= weight
-        people[item] = max(people[item] - 1.0, 0.0)
-    return replace(items, counts=counts, people=people)
 
 
 def _personas(space: Workspace, items: Items, wording: Wording) -> list[Persona]:

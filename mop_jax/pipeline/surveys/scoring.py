@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mop_jax.choices import OptionTable, choose_components, score_options
+from mop_jax.choices import OptionTable
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
@@ -36,23 +36,12 @@ def score_items(
     space: Workspace, run: SurveyRun, items: Items, store: LikelihoodStore
 ) -> OptionTable:
     """The option table of items, those of the run or others of the same covariates."""
-    components = choose_components(
-        run.design.leave_out(items),
-        len(run.personas),
-        space.config.candidates.num_candidates,
-        # One key a question: cells then differ by their people, not by what happens to be shown.
-        keys=[items.questions[q].id for q in items.question],
-        seed=space.config.seed,
-    )
-    return score_options(
+    return run.components.score(
         items,
-        [persona.text for persona in run.personas],
-        list(zip(run.exemplars["context"], run.exemplars["response"], strict=True)),
-        space.prompts,
-        store,
         space.language_model,
-        wording=run.wording,
+        num_components=space.config.candidates.num_candidates,
         num_orders=run.section.num_orders,
         seed=space.config.seed,
-        components=components,
+        prompts=space.prompts,
+        store=store,
     )

@@ -231,3 +231,30 @@ def test_group_shares_weigh_cells_by_people():
     np.testing.assert_allclose(found["scale", "x"], [7 / 8, 1 / 8, 0, 0])
     draws = np.stack([items.shares, items.shares[::-1]])
     assert surveys.group_shares(draws, items, "a")["scale", "x"].shape == (2, 4)
+
+
+def test_group_means_weigh_cells_by_people():
+    """As a plain loop does, for values of any width, and as `group_shares` for shares."""
+    cells = grid(a=2, b=3)
+    items = survey([[1, 2, 3, i] for i in range(1, 6)] + [[0, 0, 0, 0]], cells=cells)
+    values = np.random.default_rng(0).normal(size=(7, 6, 2))
+    names, means = surveys.group_means(values, items)
+    assert names == ["a: a0", "a: a1", "b: b0", "b: b1", "b: b2"]
+    assert means.shape == (7, 5, 2)
+    people = items.counts.sum(1)
+    for g, name in enumerate(names):
+        covariate, level = name.split(": ")
+        own = [i for i in range(6) if cells[covariate][i] == level]
+        expected = sum(people[i] * values[:, i] for i in own) / sum(people[i] for i in own)
+        np.testing.assert_allclose(means[:, g], expected)
+    shares = np.nan_to_num(items.shares)
+    names, means = surveys.group_means(shares, items, ["b"])
+    by_level = surveys.group_shares(shares, items, "b")
+    assert names == [f"b: {level}" for _, level in by_level]
+    np.testing.assert_allclose(means, np.stack(list(by_level.values())))
+    # What nobody answered has no share, and no weight.
+    np.testing.assert_allclose(surveys.group_means(items.shares, items, ["b"])[1], means)
+    with pytest.raises(DataError, match="no covariate 'c'"):
+        surveys.group_means(values, items, ["c"])
+    with pytest.raises(DataError, match="Nobody answered"):
+        surveys.group_means(values[:, 5:], items.take([5]))
