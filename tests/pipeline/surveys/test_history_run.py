@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 
 from mop_jax import pipeline
+from mop_jax.choices import without_shown
 from mop_jax.evaluation.surveys import SURVEY_METHODS
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, history_of, write_items
-from mop_jax.pipeline.surveys.preparation import _without_shown, read_answers
+from mop_jax.pipeline.surveys.preparation import read_answers
 from mop_jax.survey import Items, Question, merge_histories
 from tests.run_fixtures import write_encoder, write_language_model, write_yaml
 
@@ -101,13 +102,13 @@ def test_whoever_is_shown_goes_with_the_whole_weight() -> None:
         np.array([[0.0, 1.0], [2.5, 0.0]]), np.array([2.0, 1.0]), ((), ((0, 1),)),
     )  # fmt: skip
     shown = pd.DataFrame({"cell": [0], "question": [1], "option": [0]})
-    left = _without_shown(items, shown, 0)
+    left = without_shown(items, shown, seed=0)
     assert left.counts.tolist() == [[0, 1], [0, 0]]
     assert left.people.tolist() == [2, 0]
     assert left.history == items.history
     # Those who chose the same are as likely to be shown as they are many.
     many = replace(items, counts=np.array([[30.0, 0], [10.0, 0]]), people=np.array([30.0, 10]))
-    first = [_without_shown(many, shown, seed).people[0] == 29 for seed in range(200)]
+    first = [without_shown(many, shown, seed=seed).people[0] == 29 for seed in range(200)]
     # Binomial(200, 3/4): outside of five standard deviations once in a million seeds.
     assert abs(np.mean(first) - 0.75) < 5 * np.sqrt(0.75 * 0.25 / 200)
 
