@@ -71,6 +71,12 @@ class OptionTable:
         """
         return replace(self, log_likelihood=self.log_likelihood + offsets[:, None])
 
+    def shares(self) -> np.ndarray:
+        """Shares at τ = 1, candidates weighted as listed: the language model as it is, [N, M]."""
+        weights = np.exp(self.log_weight)
+        weights /= weights.sum(1, keepdims=True)
+        return np.einsum("nc,ncm->nm", weights, self.probs())
+
     def take(self, index: np.ndarray) -> OptionTable:
         """The table of the items `index`."""
         return OptionTable(**{name: values[index] for name, values in vars(self).items()})

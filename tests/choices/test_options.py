@@ -125,6 +125,19 @@ def test_order_effect_is_known_where_answers_follow_the_order() -> None:
     assert averaged == pytest.approx(single / np.sqrt(2))
 
 
+def test_shares_average_candidates_by_their_weights() -> None:
+    probs = np.asarray([[[0.7, 0.3, 0], [0.1, 0.9, 0], [0.5, 0.5, 0]], [[0.2, 0.3, 0.5]] * 3])
+    weights = np.asarray([[0.25, 0.5, 0], [1 / 3, 1 / 3, 1 / 3]])
+    mask = probs[:, 0] > 0
+    with np.errstate(divide="ignore"):
+        log_weight = np.log(weights)
+    index = np.zeros((2, 3), int)
+    # Half of the probability went to texts that are no option.
+    scores = np.log(np.where(mask[:, None], probs, 1) / 2)
+    table = OptionTable(scores, index, index, index, log_weight, mask)
+    np.testing.assert_allclose(table.shares(), [[0.3, 0.7, 0], [0.2, 0.3, 0.5]])
+
+
 def test_refusals(items, lm, prompts, store, tmp_path) -> None:
     other = LikelihoodStore(tmp_path / "grid", lm.fingerprint, TemperatureGrid())
     with other, pytest.raises(DataError, match="τ = 1"):

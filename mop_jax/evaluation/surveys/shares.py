@@ -123,7 +123,7 @@ def group_means(
         by: covariates, one after another; all by default.
 
     Returns:
-        Names of the G levels, such as `age: 65+`, and means [..., G, D].
+        Names of the G levels, such as `age: 65+`, in the order of the cells, and means [..., G, D].
 
     Raises:
         DataError: if there is no such covariate, or nobody answered anything.
@@ -132,7 +132,7 @@ def group_means(
     names, means = [], []
     for covariate in items.covariates if by is None else by:
         levels = levels_of(items, covariate)
-        for level in dict.fromkeys(levels):
+        for level in dict.fromkeys(items.cells[covariate].astype(str)):
             chosen = (levels == level) & (weights > 0)
             if chosen.any():
                 names.append(f"{covariate}: {level}")

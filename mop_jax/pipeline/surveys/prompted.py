@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mop_jax.choices import OptionTable, new_items, score_prompts
+from mop_jax.choices import new_items, score_prompts
 from mop_jax.choices.options import Ask
 from mop_jax.choices.verbalised import read_shares, verbalised_text
 from mop_jax.likelihoods.store import LikelihoodStore
@@ -51,7 +51,7 @@ def prompted_shares(
             seed=space.config.seed,
             description=f"Scoring options, {name.replace('_', ' ')}",
         )
-        found[name] = averaged(table)
+        found[name] = table.shares()
     found["verbalised"], found["verbalised_read"] = _stated(space, run, items)
     whole = {}
     for name, values in found.items():
@@ -87,7 +87,7 @@ def content_free_offsets(
     )
     offsets = np.zeros((len(questions), items.counts.shape[1]))
     with np.errstate(divide="ignore"):
-        offsets[items.question] = np.where(items.mask, -np.log(averaged(table)), 0.0)
+        offsets[items.question] = np.where(items.mask, -np.log(table.shares()), 0.0)
     return offsets
 
 
@@ -95,13 +95,6 @@ def held_out(run: SurveyRun) -> np.ndarray:
     """Items of held-out cells and of the held-out question, bool [N]."""
     unseen = [q.id == run.section.hold_out_question for q in run.questions]
     return run.is_test | np.asarray(unseen)[run.items.question]
-
-
-def averaged(table: OptionTable) -> np.ndarray:
-    """Shares at τ = 1, candidates weighted as listed, [N, M]."""
-    weights = np.exp(table.log_weight)
-    weights /= weights.sum(1, keepdims=True)
-    return np.einsum("nc,ncm->nm", weights, table.probs())
 
 
 def _builders(space: Workspace, run: SurveyRun) -> dict[str, Callable[[Ask, str, int], Prompt]]:
