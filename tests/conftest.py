@@ -117,23 +117,6 @@ def compilation_cache() -> Iterator[None]:
         jax.config.update(name, value)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def miniature_runs_are_compiled_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles with little optimisation where whole runs are made in miniature.
-
-    They spend most of their time on compiling. Processes that these tests start do the same, so
-    that results are equal to the last bit.
-    """
-    if "tests.run_fixtures" not in getattr(request.module, "pytest_plugins", ()):
-        yield
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
 def number_of_maps() -> int:
     """Memory maps of this process; more than there can be where nobody says."""
     try:
