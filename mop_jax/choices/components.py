@@ -105,7 +105,7 @@ class ChoiceComponents:
             seed: of components and orders.
             prompts: how prompts are built; the model's chat form by default.
             store: a store at τ = 1, or the folder of one, so that nothing is ever scored twice; by
-                default scores are kept in memory only.
+                default scores are forgotten afterwards.
 
         Raises:
             DataError: see `score_options`.

@@ -66,12 +66,22 @@ def without_shown(items: Items, exemplars: pd.DataFrame, *, seed: int = 0) -> It
         items: that the exemplars were drawn from, or more.
         exemplars: see `draw_exemplars`.
         seed: of the draw among histories; nothing else is random.
+
+    Raises:
+        DataError: if nobody is counted who gave the answer of an exemplar.
     """
     counts, people = items.counts.copy(), items.people.copy()
     rng = np.random.default_rng([seed, 43])
     for cell, question, option in exemplars[["cell", "question", "option"]].to_numpy():
         own = np.flatnonzero((items.cell == cell) & (items.question == question))
         chose = counts[own, option]
+        if not chose.any():
+            asked = items.questions[question]
+            raise DataError(
+                f"Nobody of cell {cell} is counted who answered question {asked.id} with "
+                f"{asked.options[option]!r}, which an exemplar shows; give the items that "
+                "exemplars were drawn from, once."
+            )
         item = rng.choice(own, p=chose / chose.sum())
         # Whoever is alone in an item goes with all of the weight.
         weight = counts[item, option] if people[item] <= 1 else min(1.0, counts[item, option])

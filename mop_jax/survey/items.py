@@ -154,7 +154,8 @@ class Items:
             **levels: of covariates, one or several: `age=["18-29", "30-44"]`.
 
         Raises:
-            DataError: if there is no such question, covariate or level, or nobody is left.
+            DataError: if there is no such question, covariate or level, nobody is left, or earlier
+                answers are known, which may be to questions that would be forgotten.
 
         Example:
             >>> from mop_jax.survey import Question
@@ -165,6 +166,11 @@ class Items:
             >>> items.where(age="old").cells.to_dict("list")
             {'age': ['old'], 'sex': ['m']}
         """
+        if any(self.history):
+            raise DataError(
+                "Items with earlier answers cannot be chosen from; choose first, or give it "
+                "merge_histories(items)."
+            )
         ids = [q.id for q in self.questions]
         wanted = ids if questions is None else list(questions)
         unknown = [name for name in wanted if name not in ids]

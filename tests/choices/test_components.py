@@ -1,5 +1,7 @@
 """Components of closed questions by hand: the same as their parts, and what people were shown."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -100,6 +102,8 @@ def test_nobody_is_shown_and_counted(items) -> None:
         item = np.flatnonzero((items.cell == row.cell) & (items.question == row.question))[0]
         assert taken[item, row.option] == 1
         assert left.people[item] == items.people[item] - 1
+    with pytest.raises(DataError, match=r"Nobody of cell .* give the items .* drawn from, once"):
+        without_shown(replace(items, counts=np.zeros_like(items.counts)), pool)
     weighted = items.take([7])  # of weighted counts no more is taken than there is
     half = without_shown(
         type(items)(

@@ -199,10 +199,7 @@ def test_more_refusals() -> None:
 
 
 def test_a_survey_that_is_carried() -> None:
-    try:
-        answers = anes_1996()
-    except DataError:
-        pytest.skip("statsmodels is not installed")
+    answers = anes_1996()
     items = answers.items(history=5, hidden=["leaning"])
     whole = answers.items()
     np.testing.assert_array_equal(merge_histories(items).counts, whole.counts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from mop_jax.errors import DataError
-from mop_jax.survey import Items, Question
+from mop_jax.survey import Items, Question, merge_histories
 
 QUESTIONS = (
     Question("vote", "Did you vote?", ("Yes", "No")),
@@ -70,3 +72,10 @@ def test_some_questions_of_some_people(items, arguments, kept) -> None:
 def test_what_is_not_there_is_refused(items, arguments, words) -> None:
     with pytest.raises(DataError, match=words):
         items.where(**arguments)
+
+
+def test_earlier_answers_are_not_forgotten_in_silence(items) -> None:
+    known = replace(items, history=tuple(((0, 0),) if q else () for q in items.question))
+    with pytest.raises(DataError, match="merge_histories"):
+        known.where(["trust"])
+    assert len(merge_histories(known).where(["trust"])) == len(items.where(["trust"]))

@@ -15,20 +15,11 @@ from mop_jax.survey import anes_1996, ces_2024, frame_of
 from mop_jax.survey.samples import ANES_ANSWERS, CES_CELLS
 
 
-def installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
-needs_ces = pytest.mark.skipif(not installed("popfidelity"), reason="popfidelity is not installed")
-needs_anes = pytest.mark.skipif(not installed("statsmodels"), reason="statsmodels is not installed")
-
-
 @pytest.fixture(scope="module")
 def ces():
     return ces_2024()
 
 
-@needs_ces
 def test_ces_has_96_cells_and_three_questions(ces) -> None:
     assert len(ces) == 96 * 3
     assert ces.cells.shape == (96, 4)
@@ -52,7 +43,6 @@ def nemd(shares: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.abs(np.cumsum(shares - other, axis=-1)[..., :-1]).sum(-1) / (shares.shape[-1] - 1)
 
 
-@needs_ces
 def test_ces_anchors(ces) -> None:
     """The pooled marginal is weighted by people; distances are averaged over cells, each once."""
     pooled, uniform = [], []
@@ -88,7 +78,6 @@ def check_anes(answers) -> None:
     assert first["option"].tolist() == [6, 6, 1]
 
 
-@needs_anes
 def test_anes() -> None:
     check_anes(anes_1996())
     assert resolve_path(ANES_ANSWERS).exists()

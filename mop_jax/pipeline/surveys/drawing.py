@@ -58,8 +58,11 @@ def draw_survey(space: Workspace) -> None:
         ),
     )
     sampled = sample_shares(draws["mop"], unseen, design_effect=run.design_effect, seed=seed)
+    drawn = False
     for q, question in enumerate(run.questions):
         own = (unseen.question == q) & (unseen.counts.sum(1) > 0)
+        if not own.any():
+            continue  # nobody of the held-out cells answered it
         of_question = unseen.take(own)
         options = slice(question.num_options)
         names, real = group_means(of_question.shares[:, options], of_question)
@@ -75,8 +78,9 @@ def draw_survey(space: Workspace) -> None:
             note=note,
         )
         # The first has the name that every run's folder has.
-        name = "shares" if q == 0 else f"shares_{question.id}"
+        name = f"shares_{question.id}" if drawn else "shares"
         save_figure(figures / f"{name}.png", figure)
+        drawn = True
     _draw_personas(run, posterior)
 
 

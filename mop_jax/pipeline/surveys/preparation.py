@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mop_jax.choices import Wording, draw_exemplars, without_shown
-from mop_jax.choices.exemplars import exemplar_contexts
+from mop_jax.choices import ChoiceComponents, Wording, draw_exemplars, without_shown
 from mop_jax.components.personas import (
     Persona,
     read_personas,
@@ -57,19 +56,21 @@ def prepare_survey(space: Workspace) -> None:
     )
     items = without_shown(items, exemplars, seed=config.seed)
     personas = _personas(space, seen, run.wording)
-    shown = exemplar_contexts(exemplars, items, run.wording)
-    answered = [f"{c} {r}" for c, r in zip(shown, exemplars["response"], strict=True)]
-    encode = space.encoder.encode
+    texts = [persona.text for persona in personas]
+    design = ChoiceComponents.assemble(
+        items, texts, exemplars, space.encoder, wording=run.wording
+    ).design
+    assert design.exemplar_context_embeddings is not None
     write_personas(space.path / "personas.json", personas)
     write_parquet(space.path / "exemplars.parquet", exemplars)
     write_items(space.path, items, held_out, _design_effect(found, run.section))
     write_arrays(
         space.path / "embeddings.safetensors",
         {
-            "context": encode(run.wording.contexts(items)),
-            "persona": encode([persona.text for persona in personas]),
-            "exemplar": encode(answered),
-            "exemplar_context": encode(shown),
+            "context": space.encoder.encode(run.wording.contexts(items)),
+            "persona": design.persona_embeddings,
+            "exemplar": design.exemplar_embeddings,
+            "exemplar_context": design.exemplar_context_embeddings,
         },
     )
 

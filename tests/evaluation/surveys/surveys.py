@@ -1,14 +1,11 @@
-"""Surveys to test with: made by hand, simulated from known shares, and the CES."""
+"""Surveys to test with: made by hand, and simulated from known shares."""
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from mop_jax.survey import Items, Question
 
@@ -48,27 +45,3 @@ def simulated(cells: pd.DataFrame, people: int, seed: int, *, spread=0.6, cell_s
     logits += rng.normal(0, cell_spread, logits.shape)
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     return survey(rng.multinomial(people, shares), cells=cells), shares
-
-
-def ces_folder() -> Path | None:
-    """Where popfidelity has the CES, if it is installed."""
-    spec = importlib.util.find_spec("popfidelity")
-    return None if spec is None or not spec.origin else Path(spec.origin).parent / "data" / "ces"
-
-
-def ces(folder: Path) -> Items:
-    """CES 2024: 96 cells of gender, age, race and education; three questions."""
-    asked = yaml.safe_load((folder / "questions.yaml").read_text("utf-8"))["questions"]
-    questions = tuple(Question(q["id"], q["text"], tuple(q["options"]), True) for q in asked)
-    table = pd.read_csv(folder / "survey_cells.csv")
-    ids = sorted(table.cell_id.unique())
-    names = ["gender", "age", "race", "education"]
-    cells = pd.DataFrame([i.split("|") for i in ids], columns=names)
-    counts = np.zeros((len(ids), len(questions), max(q.num_options for q in questions)))
-    people = np.zeros((len(ids), len(questions)))
-    for row in table.itertuples():
-        q = [question.id for question in questions].index(row.question)
-        place = ids.index(row.cell_id), q
-        counts[(*place, questions[q].options.index(row.option))] = row.share * row.n
-        people[place] = row.n
-    return survey(counts.reshape(-1, counts.shape[2]), questions, cells, people=people.reshape(-1))

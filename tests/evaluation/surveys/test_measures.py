@@ -11,8 +11,8 @@ import pytest
 from mop_jax.errors import DataError
 from mop_jax.evaluation import surveys
 from mop_jax.evaluation.surveys import SURVEY_MEASURES, SurveyMeasure
-from mop_jax.survey import Items
-from tests.evaluation.surveys.surveys import SCALE, VOTE, ces, ces_folder, grid, simulated, survey
+from mop_jax.survey import Items, ces_2024
+from tests.evaluation.surveys.surveys import SCALE, VOTE, grid, simulated, survey
 
 # Two questions, two cells; of `vote` the fourth place holds no option.
 TWO = survey(
@@ -142,10 +142,9 @@ def test_population_fidelity_is_of_scales():
     assert surveys.population_fidelity(TWO.shares, TWO)["question"].tolist() == ["scale"]
 
 
-@pytest.mark.skipif(ces_folder() is None, reason="popfidelity, which has the data, is missing")
 def test_anchors_of_the_ces():
     """The pooled marginal weights cells by people, its errors count every cell the same."""
-    items = ces(ces_folder())
+    items = ces_2024()
     expected = {"uniform": (0.113, 0.136, 0.155), "pooled_marginal": (0.080, 0.064, 0.096)}
     for name, values in expected.items():
         draws = surveys.SURVEY_METHODS[name].fit(items).predict(items)
