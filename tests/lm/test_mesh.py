@@ -80,7 +80,10 @@ def environment(num_devices: int, **extra: str) -> dict[str, str]:
         ]
     )
     package = str(Path(mop_jax.__file__).parents[1])
-    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": package, **extra}
+    # One device may be in several collectives of a program at once, and each holds a thread until
+    # its partners arrive: with XLA's usual pool (a thread a device) they can all be held, for ever.
+    threads = {"PJRT_NPROC": "64"}
+    return {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": package, **threads, **extra}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
