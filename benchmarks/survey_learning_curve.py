@@ -3,9 +3,10 @@
     mop run ces && python benchmarks/survey_learning_curve.py runs/ces --out docs/studies/ces
 
 Refits the finished run to the first 8, 16, 32 and 72 of its training cells, in an order for each
-seed, and judges the run's held-out cells each time. Options are not scored anew: a mixture of few
-cells sees the run's own exemplars, of which some are of cells that it is not trained on. MRP is
-refitted for one order only unless `--mrp-seeds` says more; it takes most of the time.
+seed, and judges the run's held-out cells each time. Options are not scored anew: the cells that the
+run's exemplars are of come first, for all methods, and a mixture of few cells shows the exemplars
+of those cells alone. MRP is refitted for one order only unless `--mrp-seeds` says more; it takes
+most of the time.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ def mixture(run: SurveyRun, num_steps: int):
         return which
 
     def predict(train: Items, test: Items, seed: int) -> np.ndarray:
+        shown = np.isin(run.exemplars["cell"], train.cell)
         fit = fit_svi(
             jax.random.key(seed),
-            run.data(rows(train)),
+            run.data(rows(train), shown),
             model=mixture_of_choices,
             model_kwargs=model_arguments(run.config),
             optimizer=default_optimizer(num_steps),
@@ -51,7 +53,7 @@ def mixture(run: SurveyRun, num_steps: int):
         )
         posterior = posterior_draws(fit, jax.random.key(seed + 1), 200)
         maps = posterior.data
-        data = run.data(rows(test), feature_maps=maps.feature_maps, similarity=maps.similarity)
+        data = run.data(rows(test), shown, feature_maps=maps.feature_maps, similarity=maps.similarity)
         return share_draws(posterior, data).cells(np.random.default_rng(seed))
 
     return predict
@@ -76,17 +78,13 @@ def main() -> None:
         "mop": mixture(run, arguments.num_steps),
         **{name: SURVEY_METHODS[name] for name in ("pooled_marginal", "logistic_regression")},
     }
-    tables = [learning_curve(methods, train, test, sizes=sizes, seeds=range(arguments.seeds))]
-    if arguments.mrp_seeds:
-        tables.append(
-            learning_curve(
-                {"mrp": SURVEY_METHODS["mrp"]},
-                train,
-                test,
-                sizes=sizes,
-                seeds=range(arguments.mrp_seeds),
-            )
-        )
+    first = np.unique(run.exemplars["cell"])
+    parts = [(methods, arguments.seeds), ({"mrp": SURVEY_METHODS["mrp"]}, arguments.mrp_seeds)]
+    tables = [
+        learning_curve(some, train, test, sizes=sizes, seeds=range(seeds), first=first)
+        for some, seeds in parts
+        if seeds
+    ]
     curve = pd.concat(tables, ignore_index=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     curve.to_csv(arguments.out / "learning_curve.csv", index=False)

@@ -71,6 +71,20 @@ class OptionTable:
         """
         return replace(self, log_likelihood=self.log_likelihood + offsets[:, None])
 
+    def showing(self, exemplars: np.ndarray) -> OptionTable:
+        """The table of those candidates alone that show one of `exemplars`, bool [J].
+
+        Raises:
+            DataError: if an item is left without any.
+        """
+        log_weight = np.where(exemplars[self.exemplar_index], self.log_weight, -np.inf)
+        if (bare := np.isneginf(log_weight).all(1)).any():
+            raise DataError(
+                f"Item {np.flatnonzero(bare)[0]} has no candidate with one of the "
+                f"{np.count_nonzero(exemplars)} exemplars that are kept; keep more."
+            )
+        return replace(self, log_weight=log_weight)
+
     def shares(self) -> np.ndarray:
         """Shares at τ = 1, candidates weighted as listed: the language model as it is, [N, M]."""
         weights = np.exp(self.log_weight)

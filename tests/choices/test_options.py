@@ -138,6 +138,27 @@ def test_shares_average_candidates_by_their_weights() -> None:
     np.testing.assert_allclose(table.shares(), [[0.3, 0.7, 0], [0.2, 0.3, 0.5]])
 
 
+def test_candidates_that_show_exemplars_that_are_unknown_have_no_weight() -> None:
+    """Shares are those of a table that never had them."""
+    rng = np.random.default_rng(2)
+    exemplars = rng.integers(3, size=(4, 6))
+    exemplars[:, 0] = 1
+    exemplars[:, 1] = 2
+    whole = OptionTable(
+        rng.normal(size=(4, 6, 3)), np.zeros((4, 6), int), exemplars, np.zeros((4, 6), int),
+        rng.normal(size=(4, 6)), np.ones((4, 3), bool),
+    )  # fmt: skip
+    found = whole.showing(np.asarray([False, True, True]))
+    for n in range(4):
+        kept = exemplars[n] != 0
+        weights = np.exp(whole.log_weight[n, kept])
+        expected = weights / weights.sum() @ whole.probs()[n, kept]
+        np.testing.assert_allclose(found.shares()[n], expected)
+    only = replace(whole, exemplar_index=np.where(np.arange(4)[:, None] == 2, 0, exemplars))
+    with pytest.raises(DataError, match="Item 2 has no candidate with one of the 2 exemplars"):
+        only.showing(np.asarray([False, True, True]))
+
+
 def test_refusals(items, lm, prompts, store, tmp_path) -> None:
     other = LikelihoodStore(tmp_path / "grid", lm.fingerprint, TemperatureGrid())
     with other, pytest.raises(DataError, match="τ = 1"):

@@ -25,6 +25,7 @@ def learning_curve(
     sizes: Sequence[int] = (8, 16, 32, 72),
     seeds: Sequence[int] = (0, 1, 2),
     measures: Sequence[str] = MEASURES,
+    first: Sequence[int] = (),
 ) -> pd.DataFrame:
     """Measures on the same test items, as the number of training cells grows.
 
@@ -38,6 +39,8 @@ def learning_curve(
         sizes: numbers of training cells.
         seeds: of the orders and of the methods.
         measures: names.
+        first: cells that come before all others, for every method, in an order for each seed: those
+            that a method needs, such as the ones that a mixture's exemplars are of.
 
     Returns:
         One row for each method, size, seed, question and measure: `method`, `num_cells`, `seed`,
@@ -61,6 +64,7 @@ def learning_curve(
     tables = []
     for seed in seeds:
         order = np.random.default_rng([seed, 41]).permutation(present)
+        order = order[np.argsort(~np.isin(order, first), kind="stable")]
         for size in sizes:
             part = train.take(np.isin(train.cell, order[:size]))
             for name, method in methods.items():

@@ -133,16 +133,27 @@ class SurveyRun:
         """The option table of all items."""
         return read_table(self.path / "options.safetensors")
 
-    def data(self, which: np.ndarray, **maps: Any) -> MixtureData:
+    def data(
+        self, which: np.ndarray, exemplars: np.ndarray | None = None, **maps: Any
+    ) -> MixtureData:
         """What a model is fitted to, or asked about: the items where `which` [N] is true.
 
         People count as many as a simple random sample would need to say as much.
+
+        Args:
+            which: bool [N].
+            exemplars: which of them are shown, bool [J]; all by default.
+            maps: feature maps and similarity of the fit that is asked.
+
+        Raises:
+            DataError: if an item is left without candidates.
         """
         index = np.flatnonzero(which)
         items = self.items.take(index)
+        table = self._calibrated.take(index)
         return self.design.data(
             replace(items, counts=items.counts / self.design_effect),
-            self._calibrated.take(index),
+            table if exemplars is None else table.showing(exemplars),
             self.vectors["context"][index],
             **maps,
         )

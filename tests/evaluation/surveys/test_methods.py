@@ -272,6 +272,11 @@ def test_a_learning_curve_is_tidy_and_nested():
     assert seen[0] != seen[2]
     flat = curve[(curve.method == "spy") & (curve.measure == "log_score")].value
     np.testing.assert_allclose(flat, -np.log(4))
+    first = np.unique(train.cell)[[3, 9, 20, 21, 22]]
+    seen.clear()
+    surveys.learning_curve({"spy": spy}, train, test, sizes=(3, 6), seeds=(0, 1, 2), first=first)
+    assert all(few < set(first) < more for few, more in zip(seen[::2], seen[1::2], strict=True))
+    assert len({frozenset(few) for few in seen[::2]}) > 1
     with pytest.raises(DataError, match="there are 24 cells"):
         surveys.learning_curve({"spy": spy}, train, test, sizes=(25,))
     with pytest.raises(DataError, match="is in training and in test items"):
