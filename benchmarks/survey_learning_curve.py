@@ -53,7 +53,9 @@ def mixture(run: SurveyRun, num_steps: int):
         )
         posterior = posterior_draws(fit, jax.random.key(seed + 1), 200)
         maps = posterior.data
-        data = run.data(rows(test), shown, feature_maps=maps.feature_maps, similarity=maps.similarity)
+        data = run.data(
+            rows(test), shown, feature_maps=maps.feature_maps, similarity=maps.similarity
+        )
         return share_draws(posterior, data).cells(np.random.default_rng(seed))
 
     return predict
