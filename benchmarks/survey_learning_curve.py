@@ -21,17 +21,16 @@ import pandas as pd
 from mop_jax import pipeline, plots
 from mop_jax.choices import share_draws
 from mop_jax.evaluation.surveys import SURVEY_MEASURES, SURVEY_METHODS, learning_curve, noise_floor
-from mop_jax.inference import default_optimizer, fit_svi, posterior_draws
-from mop_jax.models import mixture_of_choices
+from mop_jax.inference import posterior_draws
 from mop_jax.pipeline.surveys.artefacts import SurveyRun
-from mop_jax.pipeline.surveys.fitting import model_arguments
+from mop_jax.pipeline.surveys.fitting import fit_data
 from mop_jax.survey import Items
 
 MEASURES = ("total_variation", "nemd", "log_score")
 TITLES = {"mop": "Mixture of personas"}
 
 
-def mixture(run: SurveyRun, num_steps: int):
+def mixture(run: SurveyRun):
     """The run's mixture as a function of training items, test items and seed."""
     places = {key: n for n, key in enumerate(zip(run.items.cell, run.items.question, strict=True))}
 
@@ -42,15 +41,7 @@ def mixture(run: SurveyRun, num_steps: int):
 
     def predict(train: Items, test: Items, seed: int) -> np.ndarray:
         shown = np.isin(run.exemplars["cell"], train.cell)
-        fit = fit_svi(
-            jax.random.key(seed),
-            run.data(rows(train), shown),
-            model=mixture_of_choices,
-            model_kwargs=model_arguments(run.config),
-            optimizer=default_optimizer(num_steps),
-            num_steps=num_steps,
-            progress=False,
-        )
+        fit = fit_data(run, run.data(rows(train), shown), jax.random.key(seed), progress=False)
         posterior = posterior_draws(fit, jax.random.key(seed + 1), 200)
         maps = posterior.data
         data = run.data(
@@ -69,7 +60,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--mrp-seeds", type=int, default=1)
     parser.add_argument("--sizes", default="8,16,32,72")
-    parser.add_argument("--num-steps", type=int, default=2000)
     arguments = parser.parse_args()
     run = SurveyRun(arguments.run, pipeline.read_config(arguments.run))
     if run.section.history:
@@ -77,7 +67,7 @@ def main() -> None:
     train, test = run.items.take(~run.is_test), run.items.take(run.is_test)
     sizes = [int(size) for size in arguments.sizes.split(",")]
     methods = {
-        "mop": mixture(run, arguments.num_steps),
+        "mop": mixture(run),
         **{name: SURVEY_METHODS[name] for name in ("pooled_marginal", "logistic_regression")},
     }
     first = np.unique(run.exemplars["cell"])

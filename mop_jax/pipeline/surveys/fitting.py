@@ -33,7 +33,7 @@ def fit_survey(space: Workspace) -> None:
     run, config = SurveyRun(space.path, space.config), space.config
     training = ~run.is_test
     data = run.data(training)
-    main = _fit(run, data, _FIT)
+    main = fit_data(run, data, _key(config, _FIT), checkpoint=space.path / CHECKPOINTS)
     posterior = posterior_of(space, main)
     report = {"mop": convergence_of(main)}
     save_posterior(space.path / "posterior.safetensors", posterior)
@@ -47,7 +47,8 @@ def fit_survey(space: Workspace) -> None:
     if run.section.hold_out_question is not None:
         ids = [question.id for question in run.questions]
         rest = training & (run.items.question != ids.index(run.section.hold_out_question))
-        second = _fit(run, run.data(rest), _UNSEEN)
+        key = _key(config, _UNSEEN)
+        second = fit_data(run, run.data(rest), key, checkpoint=space.path / CHECKPOINTS)
         report["mop_without_question"] = convergence_of(second)
         save_posterior(unseen_path(space.path), posterior_of(space, second))
     atomic.write_json(space.path / "fit.json", report)
@@ -71,10 +72,18 @@ def model_arguments(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
+def fit_data(run: SurveyRun, data: MixtureData, key: jax.Array, **options: Any) -> SVIFit:
+    """Fits the run's model to some of its data, as its configuration says.
+
+    Args:
+        run: whose configuration it is.
+        data: see `SurveyRun.data`.
+        key: of the fit.
+        options: further arguments of `fit_svi`.
+    """
     section = run.config.inference
     return fit_svi(
-        jax.random.fold_in(jax.random.key(run.config.seed), stream),
+        key,
         data,
         model=mixture_of_choices,
         model_kwargs=model_arguments(run.config),
@@ -83,6 +92,10 @@ def _fit(run: SurveyRun, data: MixtureData, stream: int) -> SVIFit:
         num_steps=section.num_steps,
         batch_size=section.batch_size,
         num_particles=section.num_particles,
-        checkpoint=run.path / CHECKPOINTS,
         maximum_likelihood=section.maximum_likelihood,
+        **options,
     )
+
+
+def _key(config: RunConfig, stream: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), stream)
