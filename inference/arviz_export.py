@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -21,6 +19,15 @@ with warnings.catch_warnings():
 
 from mop_jax import atomic
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.netcdf_values import (
+    attribute,
+    attribute_name,
+    coordinate,
+    statistics_of,
+    storable,
+    storable_texts,
+    variable_names,
+)
 from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.predictive import log_likelihood_draws
 from mop_jax.inference.simulation import SimulatedResponse
@@ -115,9 +122,9 @@ def to_inference_data(
 
     log_likelihood = log_likelihood_draws(posterior, data)
     coords = {
-        "record": _coordinate("record_ids", record_ids, data.num_records),
-        "persona": _coordinate("persona_names", persona_names, data.num_personas),
-        "exemplar": _coordinate("exemplar_ids", exemplar_ids, data.num_exemplars),
+        "record": coordinate("record_ids", record_ids, data.num_records),
+        "persona": coordinate("persona_names", persona_names, data.num_personas),
+        "exemplar": coordinate("exemplar_ids", exemplar_ids, data.num_exemplars),
         "grid_temperature": np.asarray(data.temperature_grid),
     }
     dims = {
@@ -133,7 +140,7 @@ def to_inference_data(
         "context_similarity": ["record", "exemplar"],
     }
     weighted = np.asarray(log_likelihood) * np.asarray(data.weights)
-    variables = _variable_names(posterior.samples, dims)
+    variables = variable_names(posterior.samples, dims)
     groups: dict[str, Any] = {
         "posterior": {
             variables[name]: by_chain(value) for name, value in posterior.samples.items()
@@ -160,8 +167,8 @@ def to_inference_data(
     elif names:
         raise DataError(f"names has {next(iter(names))!r}; only closed answers have names.")
     if responses is not None:
-        texts = _texts("responses", responses, data.num_records)
-        groups["observed_data"] = _statistics(texts, statistics)
+        texts = storable_texts("responses", responses, data.num_records)
+        groups["observed_data"] = statistics_of(texts, statistics)
         groups["constant_data"]["response_text"] = texts
         dims |= {name: ["record"] for name in (*statistics, "response_text")}
     inference_data = arviz.from_dict(
@@ -191,7 +198,7 @@ def to_inference_data(
         "model": model_name(posterior.model),
         "sampler": posterior.sampler or "unknown",
         "draws": _INDEPENDENT if posterior.num_chains is None else "Markov chains",
-        **{_attribute_name(name): _attribute(value) for name, value in (attributes or {}).items()},
+        **{attribute_name(name): attribute(value) for name, value in (attributes or {}).items()},
     }
     for group in inference_data.groups():
         inference_data[group].attrs.update(provenance)
@@ -252,7 +259,7 @@ def _choice_coords(choices: Choices, names: Mapping[str, Sequence[Any]]) -> dict
             given = [*range(size - 1)] if given is None else given
             if len(given) == size - 1:
                 given = [*map(str, given), "unseen"]
-        coords[name] = _coordinate(f"names[{name!r}]", given, size)
+        coords[name] = coordinate(f"names[{name!r}]", given, size)
     return coords
 
 
@@ -385,87 +392,8 @@ def _predictive_group(
                 "posterior_draw": response.draw,
                 "chosen_persona": response.persona,
                 "chosen_exemplar": response.exemplar,
-                "response_text": _storable(response.text),
+                "response_text": storable(response.text),
             }
             for name, value in row.items():
                 group[name][0, r, n] = value
     return group
-
-
-def _statistics(
-    texts: np.ndarray, statistics: Mapping[str, Callable[[str], float]]
-) -> dict[str, np.ndarray]:
-    return {
-        name: np.asarray([number(text) for text in texts], float)
-        for name, number in statistics.items()
-    }
-
-
-def _texts(argument: str, texts: Sequence[str], size: int) -> np.ndarray:
-    if isinstance(texts, str) or len(texts) != size:
-        found = "one text" if isinstance(texts, str) else f"{len(texts)} texts"
-        raise DataError(f"{argument} holds {found}; data has {size} records.")
-    return np.asarray([_storable(str(text)) for text in texts], object)
-
-
-def _storable(text: str) -> str:
-    # NetCDF's texts end at a zero character, and must be valid Unicode.
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
-
-
-def _variable_names(samples: Mapping[str, Any], dims: Mapping[str, list[str]]) -> dict[str, str]:
-    """Names of the sites' variables: their own, unless a dimension has it."""
-    taken = {"chain", "draw", *(dim for named in dims.values() for dim in named)}
-    names = {name: f"site_{name}" if name in taken else name for name in samples}
-    for name, variable in names.items():
-        if name != variable:
-            warnings.warn(
-                f"Site {name!r} has the name of a dimension; it is exported as {variable!r}.",
-                stacklevel=3,
-            )
-    return names
-
-
-def _coordinate(argument: str, names: Sequence[Any] | None, size: int) -> list[Any]:
-    if names is None:
-        return list(range(size))
-    if isinstance(names, str) or len(names) != size:
-        found = "one text" if isinstance(names, str) else f"{len(names)} names"
-        raise DataError(f"{argument} holds {found}; the dimension has {size} entries.")
-    coordinate = [name.item() if isinstance(name, np.generic) else name for name in names]
-    for kind in (str, int, float):
-        if all(isinstance(name, kind) and not isinstance(name, bool) for name in coordinate):
-            return [_storable(name) for name in coordinate] if kind is str else coordinate
-    return [_storable(str(name)) for name in coordinate]
-
-
-def _attribute_name(name: Any) -> str:
-    if not str(name) or "\0" in str(name):
-        raise DataError(f"An attribute's name is {name!r}; it must be a text that is not empty.")
-    return str(name)
-
-
-def _attribute(value: Any) -> str | int | float:
-    """`value` as NetCDF can hold it: text, a number, or else its JSON."""
-    value = value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, str) and "\0" not in value:
-        return _storable(value)
-    if isinstance(value, float) or (type(value) is int and abs(value) < 2**63):
-        return value
-    return json.dumps(_jsonable(value), ensure_ascii=False)
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, set | frozenset):
-        value = sorted(value, key=str)
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return _jsonable(np.asarray(value).tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no NaN
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return str(value)

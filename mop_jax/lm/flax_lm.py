@@ -30,26 +30,19 @@ from mop_jax.lm.base import (
     TokenIds,
     Truncation,
 )
+from mop_jax.lm.checkpoint import load_checkpoint
 from mop_jax.lm.config import DecoderConfig
 from mop_jax.lm.decoder import Decoder, empty_cache
-from mop_jax.lm.families import Tensors, read_config
-from mop_jax.lm.gguf import GGUFFile
 from mop_jax.lm.memory import default_memory
-from mop_jax.lm.mesh import make_mesh, num_lanes, replicate, shard_decoder, shard_rows
+from mop_jax.lm.mesh import num_lanes, replicate, shard_decoder, shard_rows
 from mop_jax.lm.prefixes import KeptPool
 from mop_jax.lm.scoring import Scorer
 from mop_jax.lm.tokenizer import (
     continuation_decoder,
-    gguf_tokenizer,
-    load_tokenizer,
     tokenizer_fingerprint,
 )
-from mop_jax.lm.weights import load_decoder, safetensors_tensors
 from mop_jax.prompts import begin_ids, end_of_turn
 from mop_jax.prompts.tokens import TextContinuation
-from mop_jax.resources import resolve_path
-
-DTYPES = ("auto", "float32", "bfloat16")
 
 
 class FlaxLM:
@@ -118,36 +111,8 @@ class FlaxLM:
             array([-0.3])
         """
         with progress.task("Loading the language model"):
-            return cls._load(path_or_id, dtype or "auto", mesh, memory)
-
-    @classmethod
-    def _load(
-        cls, path_or_id: str | Path, dtype: str, mesh: str | Mesh | None, memory: float | None
-    ) -> FlaxLM:
-        if dtype not in DTYPES:
-            raise DataError(f"dtype {dtype!r} is not supported; supported: {', '.join(DTYPES)}.")
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-        stored = jnp.dtype(dtype)
-        path = resolve_path(path_or_id)
-        if path.is_dir():
-            config, family = read_config(path)
-            tensors: Tensors = safetensors_tensors(path)
-            if family.translate is not None:
-                tensors = family.translate(tensors)
-            devices = make_mesh(mesh, config, stored)
-            decoder, digest = load_decoder(config, tensors, stored, str(path), devices)
-            return cls(decoder, load_tokenizer(path), digest, devices, memory)
-        if path.suffix != ".gguf":
-            raise DataError(
-                f"{path} is no checkpoint; give a folder with config.json and *.safetensors, or a "
-                ".gguf file."
-            )
-        file = GGUFFile(path)
-        config = file.config()
-        devices = make_mesh(mesh, config, stored)
-        decoder, digest = load_decoder(config, file.tensors(), stored, str(path), devices)
-        return cls(decoder, gguf_tokenizer(file), digest, devices, memory)
+            found = load_checkpoint(path_or_id, dtype or "auto", mesh)
+            return cls(found.decoder, found.tokenizer, found.weights_hash, found.mesh, memory)
 
     @property
     def config(self) -> DecoderConfig:
