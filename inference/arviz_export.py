@@ -223,6 +223,11 @@ def _table(data: MixtureData) -> dict[str, np.ndarray]:
     return {
         "option_log_likelihood": np.asarray(choices.option_log_likelihood),
         "option_offset": np.asarray(choices.option_offset),
+        **(
+            {}
+            if choices.option_preference is None
+            else {"option_preference": np.asarray(choices.option_preference)}
+        ),
         "question_index": _codes(choices.question),
         **{f"level_index.{name}": _codes(design) for name, design in choices.groups.items()},
     }
@@ -239,6 +244,7 @@ def _choice_dims(choices: Choices) -> dict[str, list[str]]:
         "counts": ["record", "option"],
         "option_log_likelihood": ["record", "candidate", "option"],
         "option_offset": ["record", "option"],
+        "option_preference": ["record", "option"],
         "question_index": ["record"],
         **{f"level_index.{name}": ["record"] for name in choices.groups},
     }

@@ -185,7 +185,7 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
                 yield f"similarity/{name}", value
     if posterior.data.choices is not None:
         for name, value in posterior.data.choices._asdict().items():
-            if name != "groups":
+            if name != "groups" and value is not None:
                 yield f"choices/{name}", value
         for name, value in posterior.data.choices.groups.items():
             yield f"choice_group/{name}", value

@@ -42,6 +42,9 @@ def mixture_of_choices(
     group_scale: float = 0.7,
     option_effects: bool = False,
     option_effect_scale: float = 0.3,
+    option_preference: bool = False,
+    preference_temperature: float = 4.0,
+    preference_spread: float = 0.5,
     option_bias: bool = True,
     option_bias_scale: float = 0.7,
     scale_spread: float = 0.6,
@@ -67,6 +70,16 @@ def mixture_of_choices(
         b_qm += κ_g γ_g[level of x, q, m],   γ ~ Normal(0, 1)            sites option_effect.*
         log κ_g ~ Normal(log option_effect_scale, scale_spread²)         sites option_effect_scale.*
 
+    and with `option_preference`, where ā_qm is what the language model prefers of a question's
+    options whoever answers (`Choices.option_preference`):
+
+        ℓ_icm / τ_k becomes (ℓ_icm − ā_qm) / τ_k + ā_qm / τ_0            site
+        log τ_0 ~ Normal(log preference_temperature, preference_spread²) log_preference_temperature
+
+    so that τ_k is about how much components and contexts differ, which is what answers to a
+    question teach, and not about how far the language model's opinion of the whole question can be
+    trusted, which b hides wherever there are answers and which decides where there are none.
+
     α and β are standardised: times their scale they are logits. A group or a question that no
     training item is in keeps its prior, with the scale that the others taught: predictions for it
     are as uncertain as that. b is what people's answers have beyond the language model's own
@@ -90,6 +103,9 @@ def mixture_of_choices(
         option_effects: whether groups prefer options directly, as in a multilevel regression
             (MRP), beside what personas say: what κ takes, personas do not explain.
         option_effect_scale: prior median of κ, nats.
+        option_preference: whether ā has a temperature of its own.
+        preference_temperature: prior median of τ_0.
+        preference_spread: prior standard deviation of log τ_0.
         option_bias: whether b is learned.
         option_bias_scale: prior median of its standard deviation, nats.
         scale_spread: prior standard deviation of the logarithms of both.
@@ -102,12 +118,17 @@ def mixture_of_choices(
         The distribution of the counts of the items used.
 
     Raises:
-        DataError: if the data hold no closed answers.
+        DataError: if the data hold no closed answers, or no ā where it is needed.
     """
     if data.choices is None:
         raise DataError(
             "mixture_of_choices is a model of closed answers, and the data hold none; build them "
             "with choice_data."
+        )
+    if option_preference and data.choices.option_preference is None:
+        raise DataError(
+            "option_preference needs data that say what the language model prefers; build them "
+            "with choice_data(option_preference=…)."
         )
     dtype = data.choices.option_log_likelihood.dtype
     num_options, num_questions = data.choices.counts.shape[-1], data.choices.question.shape[-1]
@@ -143,6 +164,10 @@ def mixture_of_choices(
             direct[name] = numpyro.sample(f"option_effect_scale.{name}", prior) * _standard(
                 f"option_effect.{name}", (f"{name}_level", "question", "option"), shape
             )
+    trust = jnp.ones((), dtype)
+    if option_preference:
+        prior = dist.Normal(jnp.log(preference_temperature), preference_spread)
+        trust = jnp.exp(-numpyro.sample("log_preference_temperature", prior))
     bias = jnp.zeros((num_questions, num_options), dtype)
     if option_bias:
         scale = numpyro.sample(
@@ -165,6 +190,10 @@ def mixture_of_choices(
         for name, effect in effects.items():
             persona = persona + choices.groups[name] @ effect
         option_logits = choices.option_offset + choices.question @ bias
+        option_log_likelihood, preference = choices.option_log_likelihood, choices.option_preference
+        if option_preference and preference is not None:
+            option_log_likelihood = option_log_likelihood - preference[:, None]
+            option_logits = option_logits + trust * preference
         for name, effect in direct.items():
             option_logits = option_logits + jnp.einsum(
                 "nl,nq,lqm->nm", choices.groups[name], choices.question, effect
@@ -177,7 +206,7 @@ def mixture_of_choices(
             batch.persona_index,
             batch.exemplar_index,
             batch.log_weight,
-            choices.option_log_likelihood,
+            option_log_likelihood,
             option_logits,
             total_count=jnp.round(choices.counts.sum(-1)),
             concentration=(

@@ -34,6 +34,8 @@ class Choices(NamedTuple):
         question: float32 [N, Q + 1]; the last column is of questions unseen so far.
         groups: by the name of a grouping, such as `age` or `age:education`, float32 [N, L + 1]; the
             last column is of groups unseen so far.
+        option_preference: what the language model prefers of the question's options whoever
+            answers, nats of mean zero over them, [N, M]; None where nobody has said.
     """
 
     option_log_likelihood: Array
@@ -41,6 +43,7 @@ class Choices(NamedTuple):
     counts: Array
     question: Array
     groups: dict[str, Array]
+    option_preference: Array | None = None
 
     def take(self, index: Array) -> Choices:
         """The items `index`."""
@@ -78,6 +81,7 @@ class Choices(NamedTuple):
             np.zeros((number, options), dtype),
             design(self.question),
             {name: design(values, name) for name, values in self.groups.items()},
+            None if self.option_preference is None else np.zeros((number, options), dtype),
         )
 
 
@@ -88,6 +92,7 @@ def make_choices(
     question: Array,
     option_mask: Array | None = None,
     option_offset: Array | None = None,
+    option_preference: Array | None = None,
     num_questions: int | None = None,
     groups: Mapping[str, Array] | None = None,
     num_levels: Mapping[str, int] | None = None,
@@ -102,6 +107,8 @@ def make_choices(
         option_mask: which places hold an option, bool [N, M]; all by default.
         option_offset: added to the options' log-probabilities before they are normalised, nats
             [N, M]; zeros by default.
+        option_preference: what the language model prefers of the question's options whoever
+            answers, nats up to a constant, [N, M].
         num_questions: Q, those of other data included; by default as many as there are here.
         groups: codes of each grouping's levels, integers [N]; −1 for a level unseen so far.
         num_levels: how many levels a grouping has, those of other data included.
@@ -129,6 +136,14 @@ def make_choices(
     offset = _shaped("option_offset", option_offset, (items, options), dtype, np.zeros)
     if not np.isfinite(offset[mask]).all():
         raise DataError("option_offset must be finite wherever there is an option.")
+    preference = None
+    if option_preference is not None:
+        given = _shaped("option_preference", option_preference, (items, options), dtype, np.zeros)
+        if not np.isfinite(given[mask]).all():
+            raise DataError("option_preference must be finite wherever there is an option.")
+        preference = np.where(mask, given, 0.0)
+        preference -= preference.sum(1, keepdims=True) / mask.sum(1, keepdims=True)
+        preference = np.where(mask, preference, 0.0).astype(dtype)
     questions = checks.codes("question", question, items)
     total = int(questions.max()) + 1 if num_questions is None else num_questions
     designs = {}
@@ -142,6 +157,7 @@ def make_choices(
         counted,
         _design("question", questions, total, dtype),
         designs,
+        preference,
     )
 
 

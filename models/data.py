@@ -328,6 +328,7 @@ def choice_data(
     question: Array,
     option_mask: Array | None = None,
     option_offset: Array | None = None,
+    option_preference: Array | None = None,
     num_questions: int | None = None,
     member_of: Mapping[str, Array] | None = None,
     num_levels: Mapping[str, int] | None = None,
@@ -342,6 +343,8 @@ def choice_data(
         question: which question an item is of, integers [N].
         option_mask: which places hold an option, bool [N, M]; all by default.
         option_offset: nats that are known to belong to an option, [N, M]; zeros by default.
+        option_preference: what the language model prefers of the question's options whoever
+            answers, nats up to a constant, [N, M].
         num_questions: Q, those of held-out items included.
         member_of: codes of each grouping's levels by its name, integers [N]; −1 for a level unseen.
         num_levels: how many levels each grouping has, those of held-out items included.
@@ -357,6 +360,7 @@ def choice_data(
         question=question,
         option_mask=option_mask,
         option_offset=option_offset,
+        option_preference=option_preference,
         num_questions=num_questions,
         groups=member_of,
         num_levels=num_levels,

@@ -113,6 +113,7 @@ class ChoiceDesign:
             question=np.where(known, items.question, -1),
             option_mask=table.mask,
             option_offset=option_offset,
+            option_preference=table.preference,
             num_questions=self.num_questions,
             member_of={g.name: g.codes(items.cells)[items.cell] for g in self.groupings},
             num_levels={g.name: len(g.levels) for g in self.groupings},

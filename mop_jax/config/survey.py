@@ -64,11 +64,13 @@ class SurveyConfig(Section):
     `hold_out_question` one whose answers a second fit does without: both are evaluated.
     `option_effects` lets groups prefer options directly, too, beside what personas say.
     `num_orders` is in how many orders options are shown, and `dispersion` whether cells differ by
-    more than sampling error. `calibration` is `learned` (people's preference for an option beyond
-    the language model's), `content_free` (the model's own preference for its words, when nobody in
-    particular is asked, is taken off) or `off`. `design_effect` is by how much weights, strata and
-    clusters widen the variance of shares; of individuals it is estimated, of a table of cells it is
-    1 unless it is given.
+    more than sampling error. `preference` is whether what the language model prefers of a
+    question's options, whoever answers, has a temperature of its own, so that questions with
+    answers do not decide how far it is believed on questions without. `calibration` is `learned`
+    (people's preference for an option beyond the language model's), `content_free` (the model's own
+    preference for its words, when nobody in particular is asked, is taken off) or `off`.
+    `design_effect` is by how much weights, strata and clusters widen the variance of shares; of
+    individuals it is estimated, of a table of cells it is 1 unless it is given.
 
     Other sections have defaults of their own in a survey's run (`SURVEY_DEFAULTS`), and exemplars
     are for half of its items at most.
@@ -96,6 +98,7 @@ class SurveyConfig(Section):
     covariate_missing: Literal["refuse", "keep", "drop"] = "refuse"
     groups: list[Text] = Field(default_factory=list)
     option_effects: bool = False
+    preference: bool = True
     hold_out_cells: float = Field(0.25, gt=0, lt=1)
     hold_out_question: str | None = None
     num_orders: int = Field(2, ge=1)
@@ -153,7 +156,7 @@ class SurveyConfig(Section):
             return self
         own = {"sample", "template", "groups", "hold_out_cells", "hold_out_question", "history"}
         own |= {"num_orders", "calibration", "dispersion", "option_effects", "design_effect"}
-        own |= {"history_template"}
+        own |= {"history_template", "preference"}
         fields = type(self).model_fields.items()
         others = [
             n

@@ -61,6 +61,10 @@ _FIRST_NEEDS = {
 _RESOURCES = ("mesh", "memory_gib")
 
 
+# What a run was before there was a field for it, where that is not the field's default.
+_MEANT_SINCE = {"survey.preference": False}
+
+
 def read_manifest(path: Path, *, anew: bool = False) -> dict[str, Any] | None:
     """The manifest of a run folder, or None where there is none yet.
 
@@ -152,7 +156,7 @@ def _fields_since(
         section, _, field = entry.partition(".")
         before = stored.get(section)
         if field and isinstance(before, dict) and field not in before and field in known[section]:
-            found[entry] = known[section][field]
+            found[entry] = _MEANT_SINCE.get(entry, known[section][field])
     return found
 
 

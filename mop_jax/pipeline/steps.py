@@ -145,7 +145,7 @@ _SURVEY_ANSWERS = (
     "covariate_missing", "separator", "encoding", "sheet", "value_labels", "hold_out_cells",
     "hold_out_question", "design_effect", "history", "history_template",
 )  # fmt: skip
-_SURVEY_MODEL = ("groups", "option_effects", "dispersion")
+_SURVEY_MODEL = ("groups", "option_effects", "dispersion", "preference")
 
 
 def _of_survey(*fields: str) -> tuple[str, ...]:

@@ -109,7 +109,10 @@ def test_data_leave_out_exemplars_of_the_same_cell(items) -> None:
         np.zeros((8, 8)),
         items.mask,
     )
+    assert design.data(items, table, rng.normal(size=(8, 5))).choices.option_preference is None
+    table = table.with_preferences(table.preferences(items.question), items.question)
     data = design.data(items, table, rng.normal(size=(8, 5)))
+    np.testing.assert_allclose(data.choices.option_preference, table.preference, atol=1e-6)
     np.testing.assert_array_equal(data.leave_out, mask)
     assert (np.isinf(data.log_weight) == np.take_along_axis(mask, pairs[..., 1], 1)).all()
     np.testing.assert_array_equal(data.choices.counts, items.counts.astype(np.float32))
@@ -119,7 +122,7 @@ def test_data_leave_out_exemplars_of_the_same_cell(items) -> None:
     cells = pd.DataFrame({"age": ["65+"], "sex": ["w"]})
     questions = (*items.questions, items.questions[1])
     later = new_items(cells, questions, [2])
-    one = OptionTable(**{name: values[4:5] for name, values in vars(table).items()})
+    one = table.take([4])
     new = design.data(later, one, rng.normal(size=(1, 5)), feature_maps=data.feature_maps)
     assert new.choices.groups["age"].argmax(1).tolist() == [2]
     assert new.choices.question.argmax(1).tolist() == [2]

@@ -75,8 +75,12 @@ def slow_probs(data, sites):
             omega = omega + exemplar @ sites["gate.exemplar_context_weight"] @ context[i]
             omega = np.where(data.leave_out[i], -np.inf, omega)
             weights.append(log_pi[i, k] + log_softmax(omega)[own] + data.log_weight[i, c])
-            scores = choices.option_log_likelihood[i, c] / np.exp(sites["log_temperature"][k])
-            scores = scores + choices.option_offset[i] + bias
+            said, trusted = choices.option_log_likelihood[i, c], 0.0
+            if "log_preference_temperature" in sites:
+                said = said - choices.option_preference[i]
+                trusted = choices.option_preference[i] / np.exp(sites["log_preference_temperature"])
+            scores = said / np.exp(sites["log_temperature"][k])
+            scores = scores + trusted + choices.option_offset[i] + bias
             answer = np.zeros(M)
             answer[present] = np.exp(log_softmax(scores[present]))
             answers.append(answer)
@@ -97,6 +101,8 @@ def slow_log_density(data, sites):
         if name.startswith("option_effect_scale."):
             total += lognorm(0.6, scale=0.3).logpdf(value)
     total += norm(np.log(50), 1.5).logpdf(sites["log_concentration"]).sum()
+    if "log_preference_temperature" in sites:
+        total += norm(np.log(4), 0.5).logpdf(sites["log_preference_temperature"])
     probs, _ = slow_probs(data, sites)
     for i in range(N):
         own = probs[i] > 0
@@ -120,6 +126,7 @@ def rich():
         leave_out=leave_out,
         weights=rng.uniform(0.5, 2, N),
         option_offset=np.where(mask, rng.normal(size=(N, M)), 0.0),
+        option_preference=np.where(mask, rng.normal(size=(N, M)), 0.0),
         counts=rng.gamma(1.0, 10.0, (N, M)) * mask,
         log_weight=rng.normal(size=(N, K * J)),
         question=np.repeat([0, 1, -1], 4),
@@ -128,12 +135,14 @@ def rich():
     )
 
 
-@pytest.mark.parametrize(("seed", "direct"), [(0, False), (1, False), (2, True)])
-def test_log_density_equals_scipys_with_every_term(rich, seed, direct):
-    kwargs = {"option_effects": direct}
+@pytest.mark.parametrize(
+    ("seed", "direct", "preference"), [(0, False, False), (1, False, True), (2, True, True)]
+)
+def test_log_density_equals_scipys_with_every_term(rich, seed, direct, preference):
+    kwargs = {"option_effects": direct, "option_preference": preference}
     with jax.enable_x64(True):
         sites = sites_of(rich, seed, **kwargs)
-        assert len(sites) == 14 + 4 * direct
+        assert len(sites) == 14 + 4 * direct + preference
         found = density(rich, sites, **kwargs)
         probs = np.asarray(distribution_at(rich, sites, **kwargs).probs)
     np.testing.assert_allclose(probs, slow_probs(rich, sites)[0], rtol=1e-9, atol=1e-12)
@@ -141,6 +150,36 @@ def test_log_density_equals_scipys_with_every_term(rich, seed, direct):
     for name in sites:  # every site matters, so that none is left out on both sides
         moved = {**sites, name: sites[name] * 1.1 + 0.1}
         assert abs(slow_log_density(rich, moved) - slow_log_density(rich, sites)) > 1e-3
+
+
+def test_one_temperature_for_all_is_a_preference_with_the_temperature_of_the_rest(rich):
+    """Where τ_0 and every τ_k are one number, it does not matter what is taken apart."""
+    with jax.enable_x64(True):
+        sites = sites_of(rich, 3, option_preference=True)
+        sites["log_temperature"] = np.full(K, 0.7)
+        sites["log_preference_temperature"] = np.asarray(0.7)
+        apart = distribution_at(rich, sites, option_preference=True).probs
+        del sites["log_preference_temperature"]
+        np.testing.assert_allclose(apart, distribution_at(rich, sites).probs, rtol=1e-9)
+    with pytest.raises(DataError, match="needs data that say what the language model prefers"):
+        mixture_of_choices(survey_data(), option_preference=True)
+
+
+def test_a_preference_is_centred_over_the_options_that_there_are():
+    mask = np.isfinite(survey_data().choices.option_offset)
+    given = np.random.default_rng(4).normal(size=(N, M))
+    choices = survey_data(option_preference=given).choices
+    for i in range(N):
+        own = given[i, mask[i]]
+        np.testing.assert_allclose(choices.option_preference[i, mask[i]], own - own.mean(), 1e-5)
+    assert (choices.option_preference[~mask] == 0).all()
+    assert choices.unknown(3).option_preference.shape == (3, M)
+    assert survey_data().choices.unknown(3).option_preference is None
+    np.testing.assert_array_equal(choices.take(np.array([7])).option_preference[0],
+                                  choices.option_preference[7])  # fmt: skip
+    given[6, 0] = np.nan
+    with pytest.raises(DataError, match="option_preference must be finite"):
+        survey_data(option_preference=given)
 
 
 def test_probabilities_sum_to_one_in_every_draw():

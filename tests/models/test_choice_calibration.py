@@ -22,12 +22,13 @@ from tests.models.surveys import survey_data
 
 SURVEYS, WARMUP, DRAWS, THIN, BINS = 160, 150, 31, 4, 8
 FALSE_FAILURES = 0.001
-KWARGS = {"uniform_gate": True}
+KWARGS = {"uniform_gate": True, "option_preference": True}
 SITES = [
     "option_bias_scale",
     "group_scale.age",
     "group_scale.education",
     "mean_log_temperature",
+    "log_preference_temperature",
     "log_concentration",
 ]
 
@@ -35,7 +36,9 @@ SITES = [
 @pytest.fixture(scope="module")
 def data():
     """Six items of fifty people each, three cells to two questions."""
-    return survey_data(11, people=50).take(np.array([0, 3, 4, 6, 9, 10]))
+    preference = np.repeat([[2.0, 0.0, -1.0, 0.5], [0.0, -1.5, 1.0, 0.0]], 6, axis=0)
+    whole = survey_data(11, people=50, option_preference=preference)
+    return whole.take(np.array([0, 3, 4, 6, 9, 10]))
 
 
 @pytest.fixture(scope="module")

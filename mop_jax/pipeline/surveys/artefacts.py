@@ -131,7 +131,11 @@ class SurveyRun:
     @cached_property
     def table(self) -> OptionTable:
         """The option table of all items."""
-        return read_table(self.path / "options.safetensors")
+        table = read_table(self.path / "options.safetensors")
+        if table.preference is None:  # older runs have none
+            question = self.items.question
+            table = table.with_preferences(table.preferences(question), question)
+        return table
 
     def data(
         self, which: np.ndarray, exemplars: np.ndarray | None = None, **maps: Any
@@ -196,7 +200,8 @@ def history_of(frame: pd.DataFrame) -> tuple[Earlier, ...]:
 
 def write_table(path: Path, table: OptionTable) -> None:
     """Writes an option table, atomically."""
-    arrays = {name: np.ascontiguousarray(values) for name, values in vars(table).items()}
+    known = {name: values for name, values in vars(table).items() if values is not None}
+    arrays = {name: np.ascontiguousarray(values) for name, values in known.items()}
     atomic.write_bytes(path, save(dict(sorted(arrays.items()))))
 
 

@@ -68,6 +68,7 @@ def model_arguments(config: RunConfig) -> dict[str, Any]:
         **config.model.model_dump(),
         "option_bias": survey.calibration == "learned",
         "dispersion": survey.dispersion,
+        "option_preference": survey.preference,
         "option_effects": survey.option_effects,
     }
 

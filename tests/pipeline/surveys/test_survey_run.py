@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mop_jax.evaluation.surveys import SURVEY_METHODS
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.steps import SURVEY_STEPS
-from mop_jax.pipeline.surveys.artefacts import SurveyRun
+from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
 from mop_jax.pipeline.surveys.fitting import model_arguments
 from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
 
@@ -253,6 +254,25 @@ def test_a_run_from_before_there_were_histories_is_finished_all_the_same(
     changed = RunFolder(folder, config.model_copy(update={"survey": survey}), update=True)
     reasons = Run(changed).reasons(SURVEY_STEPS[0])
     assert reasons == ["survey.history is 1 where it was 0"]
+
+
+def test_a_run_from_before_preferences_had_a_temperature_is_fitted_anew(finished, tmp_path) -> None:
+    """Its scores are kept, and its table says what it did not say then."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    del manifest["configuration"]["survey"]["preference"]
+    del manifest["steps"]["fit"]["inputs"]["configuration"]["survey.preference"]
+    (folder / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    config = pipeline.read_config(finished)
+    run = Run(RunFolder(folder, config, update=True))
+    reasons = {step.name: run.reasons(step) for step in SURVEY_STEPS}
+    assert reasons["personas"] is None
+    assert reasons["score"] is None
+    assert reasons["fit"] == ["survey.preference is true where it was false"]
+    table = SurveyRun(finished, config).table
+    write_table(folder / "options.safetensors", replace(table, preference=None))
+    older = SurveyRun(folder, config).table
+    np.testing.assert_allclose(older.preference, table.preference, atol=1e-12)
 
 
 def test_every_field_of_the_section_matters_to_a_step() -> None:
