@@ -268,7 +268,7 @@ def test_a_run_from_before_preferences_had_a_temperature_is_fitted_anew(finished
     reasons = {step.name: run.reasons(step) for step in SURVEY_STEPS}
     assert reasons["personas"] is None
     assert reasons["score"] is None
-    assert reasons["fit"] == ["survey.preference is true where it was false"]
+    assert reasons["fit"] == ["survey.preference is True where it was False"]
     table = SurveyRun(finished, config).table
     write_table(folder / "options.safetensors", replace(table, preference=None))
     older = SurveyRun(folder, config).table
