@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ import pytest
 from flax import nnx
 from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# Most of the suite's time is the compiler's, on programs that run for a moment: it need not do its
+# best for them, nor in processes that tests start. What uses the real models runs as users run it,
+# see `compiled_as_for_users`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # Shapes written in annotations are checked at every call, from the first import on.
 SHAPES_CHECKED = ["mop_jax.distributions"]
@@ -115,6 +121,28 @@ def compilation_cache() -> Iterator[None]:
         yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_for_users(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs of files that use the real models are compiled with every optimisation.
+
+    What was compiled otherwise is forgotten before and after: a program that is there already would
+    be used whatever the option says, and results would hang on which file came first.
+    """
+    here = [item for item in request.session.items if item.path == request.path]
+    if not any(item.get_closest_marker("real") for item in here):
+        yield
+        return
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(name.upper(), raising=False)
+        jax.config.update(name, False)
+        jax.clear_caches()
+        yield
+    jax.config.update(name, before)
+    jax.clear_caches()
 
 
 def number_of_maps() -> int:
