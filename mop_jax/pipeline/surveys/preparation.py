@@ -214,11 +214,20 @@ def _personas(space: Workspace, items: Items, wording: Wording) -> list[Persona]
         contexts=answers["context"].tolist(),
         responses=answers["response"].tolist(),
     )
+    texts = record_texts(records)
+    number = min(section.num_personas, len(set(texts)))
+    if number < section.num_personas:
+        _LOG.warning(
+            "%d personas were asked for; %d are written, one for each item (cells × questions) "
+            "that is trained on.",
+            section.num_personas,
+            number,
+        )
     made, _ = synthesise_personas(
         records,
-        space.encoder.encode(record_texts(records)),
+        space.encoder.encode(texts),
         space.language_model,
-        section.num_personas,
+        number,
         seed=space.config.seed,
         records_per_persona=section.records_per_persona,
         max_new_tokens=section.max_new_tokens,

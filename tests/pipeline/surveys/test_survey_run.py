@@ -6,18 +6,21 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mop_jax import pipeline
-from mop_jax.config import SurveyConfig
+from mop_jax.components.personas import Persona
+from mop_jax.config import PersonasConfig, SurveyConfig
 from mop_jax.errors import DataError
 from mop_jax.evaluation.surveys import SURVEY_METHODS
 from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.steps import SURVEY_STEPS
+from mop_jax.pipeline.surveys import preparation
 from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
 from mop_jax.pipeline.surveys.fitting import model_arguments
 from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
@@ -295,6 +298,37 @@ def test_what_the_model_is_told_leaves_scores_as_they_are(finished, tmp_path) ->
     assert "personas" not in due
     assert "score" not in due
     assert "fit" in due
+
+
+def test_few_items_make_as_many_personas(finished, caplog, tmp_path) -> None:
+    """A small survey runs with the defaults of large ones; what is done less is said."""
+    config = pipeline.read_config(finished)
+    assert config.survey is not None
+    settings = config.model_copy(
+        update={
+            "personas": PersonasConfig(num_personas=500),
+            "survey": config.survey.model_copy(update={"hold_out_question": None}),
+        }
+    )
+    run = SurveyRun(finished, config)
+    items = run.items.take(~run.is_test)
+    made: list[int] = []
+
+    def synthesise(records, embeddings, language_model, number, **options):
+        made.append(number)
+        return [Persona(f"Persona {k}.") for k in range(number)], None
+
+    space = SimpleNamespace(
+        config=settings,
+        encoder=SimpleNamespace(encode=lambda texts: np.zeros((len(texts), 2))),
+        language_model=None,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "synthesise_personas", synthesise)
+        personas = preparation._personas(space, items, run.wording)
+    assert made == [len(personas)]
+    assert 1 < len(personas) <= len(items)
+    assert f"500 personas were asked for; {len(personas)} are written" in caplog.text
 
 
 def test_a_run_of_free_texts_has_no_shares() -> None:
