@@ -6,7 +6,8 @@ Refits the finished run without one question after the other, with and without a
 its own for what the language model prefers of a question's options (`survey.preference`), and
 judges the answers of all cells to it. Options are not scored anew: exemplars that answer the
 question are left out, so that a question has fewer components than the run's own
-`hold_out_question`, which no exemplar answers. Prints, and writes JSON.
+`hold_out_question`, which no exemplar answers. Personas are the run's own: where they were written
+from answers (those of the shipped surveys were not), they may know of it. Prints, and writes JSON.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def main() -> None:
     arguments = parser.parse_args()
     config = pipeline.read_config(arguments.run)
     assert config.survey is not None
+    if config.survey.history:
+        parser.error("histories tell of answers to the question; give a run without history")
     inference = config.inference.model_copy(update={"num_steps": arguments.num_steps})
     rows = []
     for preference in (True, False):

@@ -81,6 +81,9 @@ class OptionTable:
     def showing(self, exemplars: np.ndarray) -> OptionTable:
         """The table of those candidates alone that show one of `exemplars`, bool [J].
 
+        What the language model prefers whoever answers was found with the others; it is left out,
+        and can be found anew (`preferences`).
+
         Raises:
             DataError: if an item is left without any.
         """
@@ -90,9 +93,9 @@ class OptionTable:
                 f"Item {np.flatnonzero(bare)[0]} has no candidate with one of the "
                 f"{np.count_nonzero(exemplars)} exemplars that are kept; keep more."
             )
-        return replace(self, log_weight=log_weight)
+        return replace(self, log_weight=log_weight, preference=None)
 
-    def preferences(self, question: np.ndarray) -> np.ndarray:
+    def preferences(self, question: np.ndarray, num_questions: int | None = None) -> np.ndarray:
         """What the language model prefers of every question's options, nats of mean zero, [Q, M].
 
         The mean of the options' log-probabilities over the items of a question and their
@@ -100,13 +103,15 @@ class OptionTable:
 
         Args:
             question: which question each item is of, integers [N].
+            num_questions: Q; by default as many as there are items of. One without items has zeros.
         """
         weights = np.exp(self.log_weight)
         weights /= weights.sum(1, keepdims=True)
         normalised = log_softmax(np.where(self.mask[:, None], self.log_likelihood, -np.inf), -1)
         normalised = np.where(self.mask[:, None], normalised, 0.0)
         means = np.einsum("nc,ncm->nm", weights, normalised)
-        found = np.zeros((question.max(initial=-1) + 1, self.mask.shape[1]))
+        number = question.max(initial=-1) + 1 if num_questions is None else num_questions
+        found = np.zeros((number, self.mask.shape[1]))
         for q in np.unique(question):
             own = question == q
             found[q] = _centred(means[own].mean(0)[None], self.mask[own][:1])[0]

@@ -159,6 +159,8 @@ def test_preferences_are_of_questions_whoever_answers() -> None:
         mean = np.mean(means, 0)
         np.testing.assert_allclose(found[q, :size], mean - mean.mean(), atol=1e-12)
         assert (found[q, size:] == 0).all()
+    np.testing.assert_array_equal(table.preferences(question, 3)[:2], found)
+    assert (table.preferences(question, 3)[2] == 0).all()
     offsets = np.where(mask, rng.normal(size=(2, 4))[question], 0.0)
     changed = table.with_preferences(found, question).calibrated(offsets)
     np.testing.assert_allclose(changed.preference, changed.preferences(question)[question])
@@ -175,7 +177,10 @@ def test_candidates_that_show_exemplars_that_are_unknown_have_no_weight() -> Non
         rng.normal(size=(4, 6, 3)), np.zeros((4, 6), int), exemplars, np.zeros((4, 6), int),
         rng.normal(size=(4, 6)), np.ones((4, 3), bool),
     )  # fmt: skip
-    found = whole.showing(np.asarray([False, True, True]))
+    question = np.asarray([0, 0, 1, 1])
+    known = whole.with_preferences(whole.preferences(question), question)
+    found = known.showing(np.asarray([False, True, True]))
+    assert found.preference is None
     for n in range(4):
         kept = exemplars[n] != 0
         weights = np.exp(whole.log_weight[n, kept])

@@ -132,10 +132,12 @@ class SurveyRun:
     def table(self) -> OptionTable:
         """The option table of all items."""
         table = read_table(self.path / "options.safetensors")
-        if table.preference is None:  # older runs have none
-            question = self.items.question
-            table = table.with_preferences(table.preferences(question), question)
-        return table
+        # Older runs have none.
+        return table if table.preference is not None else self._with_preferences(table)
+
+    def _with_preferences(self, table: OptionTable) -> OptionTable:
+        question = self.items.question
+        return table.with_preferences(table.preferences(question), question)
 
     def data(
         self, which: np.ndarray, exemplars: np.ndarray | None = None, **maps: Any
@@ -154,10 +156,12 @@ class SurveyRun:
         """
         index = np.flatnonzero(which)
         items = self.items.take(index)
-        table = self._calibrated.take(index)
+        table = self._calibrated
+        if exemplars is not None:  # and no other says what the model prefers
+            table = self._with_preferences(table.showing(exemplars))
         return self.design.data(
             replace(items, counts=items.counts / self.design_effect),
-            table if exemplars is None else table.showing(exemplars),
+            table.take(index),
             self.vectors["context"][index],
             **maps,
         )

@@ -109,7 +109,7 @@ class PopulationShares:
         with option_store(space) as store:
             table = score_items(space, survey, items, store)
             if self.question is None:  # as the fit knew them, whichever cells the frame has
-                known = survey.table.preferences(survey.items.question)
+                known = survey.table.preferences(survey.items.question, len(questions))
                 table = table.with_preferences(known, items.question)
             if survey.section.calibration == "content_free":
                 offsets = content_free_offsets(space, survey, questions, which, store)
