@@ -150,7 +150,9 @@ class ChoiceComponents:
 
         Args:
             items: N items; counts are zero where nobody has answered.
-            table: of the same items.
+            table: of the same items. What the language model prefers of a question whoever answers
+                is found among items that are scored together: those scored later, to questions of
+                the fit, need its own (`OptionTable.with_preferences`).
             encoder: the one that the components were embedded with.
             posterior: of the fit that is asked, for items that it has not seen.
             option_offset: see `ChoiceDesign.data`.

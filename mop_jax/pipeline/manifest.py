@@ -62,7 +62,7 @@ _RESOURCES = ("mesh", "memory_gib")
 
 
 # What a run was before there was a field for it, where that is not the field's default.
-_MEANT_SINCE = {"survey.preference": False}
+_MEANT_SINCE = {("survey", "preference"): False}
 
 
 def read_manifest(path: Path, *, anew: bool = False) -> dict[str, Any] | None:
@@ -125,7 +125,11 @@ def _refuse_other_folders(path: Path, anew: bool) -> None:
 
 def _with_new_fields(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest in which fields that came later have the defaults that did not exist then."""
-    model = RunConfig.model_validate(manifest["configuration"])
+    meant = dict(manifest["configuration"])
+    for (section, field), value in _MEANT_SINCE.items():
+        if isinstance(meant.get(section), dict):
+            meant[section] = {field: value, **meant[section]}
+    model = RunConfig.model_validate(meant)
     config = model.model_dump(mode="json")
     known = without_resources(config)
     own = {step.name for step in steps_of(model)}
@@ -156,7 +160,7 @@ def _fields_since(
         section, _, field = entry.partition(".")
         before = stored.get(section)
         if field and isinstance(before, dict) and field not in before and field in known[section]:
-            found[entry] = _MEANT_SINCE.get(entry, known[section][field])
+            found[entry] = known[section][field]
     return found
 
 

@@ -259,8 +259,8 @@ def test_a_run_from_before_there_were_histories_is_finished_all_the_same(
     assert reasons == ["survey.history is 1 where it was 0"]
 
 
-def test_a_run_from_before_preferences_had_a_temperature_is_fitted_anew(finished, tmp_path) -> None:
-    """Its scores are kept, and its table says what it did not say then."""
+def test_a_run_from_before_preferences_had_a_temperature_is_what_it_was(finished, tmp_path) -> None:
+    """Until another is asked for: its scores are kept then, and its table says what it did not."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     del manifest["configuration"]["survey"]["preference"]
@@ -272,6 +272,11 @@ def test_a_run_from_before_preferences_had_a_temperature_is_fitted_anew(finished
     assert reasons["personas"] is None
     assert reasons["score"] is None
     assert reasons["fit"] == ["survey.preference is True where it was False"]
+    own = pipeline.read_config(folder)
+    assert config.survey is not None
+    assert own.survey == config.survey.model_copy(update={"preference": False})
+    as_it_was = Run(RunFolder(folder, own))
+    assert not [step.name for step in SURVEY_STEPS if as_it_was.reasons(step) is not None]
     table = SurveyRun(finished, config).table
     write_table(folder / "options.safetensors", replace(table, preference=None))
     older = SurveyRun(folder, config).table
