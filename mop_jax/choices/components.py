@@ -137,6 +137,34 @@ class ChoiceComponents:
                 components=components,
             )
 
+    def preferences(self, items: Items, table: OptionTable) -> np.ndarray:
+        """What the language model prefers of every question's options, nats of mean zero, [Q, M].
+
+        The mean of the options' log-probabilities over the cells asked and their candidates: what
+        the model says whoever answers. Candidates that show an answer to the very question do not
+        count, unless there are no others: a question that nobody answered has none.
+
+        Args:
+            items: N items, nobody's answers to which are looked at. A question without any has
+                zeros.
+            table: of the same items.
+        """
+        answers = self.exemplars["question"].to_numpy()[table.exemplar_index]
+        hidden = np.take_along_axis(self.design.leave_out(items), table.exemplar_index, axis=1)
+        allowed = np.exp(np.where(hidden, -np.inf, table.log_weight))
+        others = np.where(answers == items.question[:, None], 0.0, allowed)
+        found = np.zeros((len(items.questions), table.mask.shape[1]))
+        for question in np.unique(items.question):
+            own = np.flatnonzero(items.question == question)
+            weights = others[own] if others[own].any(1).all() else allowed[own]
+            means = table.take(own).mean_log_probs(weights)
+            # Cells count alike, however many histories theirs are told apart by.
+            _, cell, counts = np.unique(items.cell[own], return_inverse=True, return_counts=True)
+            mean = np.average(means, axis=0, weights=1 / counts[cell])
+            options = items.questions[question].num_options
+            found[question, :options] = mean[:options] - mean[:options].mean()
+        return found
+
     def data(
         self,
         items: Items,
@@ -145,23 +173,25 @@ class ChoiceComponents:
         *,
         posterior: Posterior | None = None,
         option_offset: np.ndarray | None = None,
+        preferences: np.ndarray | None = None,
     ) -> MixtureData:
         """What a model of closed answers is fitted to, or asked about.
 
         Args:
             items: N items; counts are zero where nobody has answered.
-            table: of the same items. What the language model prefers of a question whoever answers
-                is found among items that are scored together: those scored later, to questions of
-                the fit, need its own (`OptionTable.with_preferences`).
+            table: of the same items.
             encoder: the one that the components were embedded with.
             posterior: of the fit that is asked, for items that it has not seen.
             option_offset: see `ChoiceDesign.data`.
+            preferences: of the questions (see there), [Q, M], the same in a fit and wherever it is
+                asked; needed for `mixture_of_choices(option_preference=True)`.
         """
         return self.design.data(
             items,
             table,
             encoder.encode(self.wording.contexts(items)),
             option_offset=option_offset,
+            preferences=preferences,
             feature_maps=None if posterior is None else posterior.data.feature_maps,
             similarity=None if posterior is None else posterior.data.similarity,
         )

@@ -91,6 +91,7 @@ class ChoiceDesign:
         context_embeddings: np.ndarray,
         *,
         option_offset: np.ndarray | None = None,
+        preferences: np.ndarray | None = None,
         feature_maps: FeatureMaps | None = None,
         similarity: SimilarityMap | None = None,
     ) -> MixtureData:
@@ -101,6 +102,8 @@ class ChoiceDesign:
             table: of the same items.
             context_embeddings: h(x), [N, D].
             option_offset: nats that an option is known to have, [N, M]; none by default.
+            preferences: what the language model prefers of each question's options whoever answers,
+                nats [Q, M]; see `ChoiceComponents.preferences`.
             feature_maps: of the fit, for items that it has not seen.
             similarity: likewise.
         """
@@ -113,7 +116,7 @@ class ChoiceDesign:
             question=np.where(known, items.question, -1),
             option_mask=table.mask,
             option_offset=option_offset,
-            option_preference=table.preference,
+            option_preference=None if preferences is None else preferences[items.question],
             num_questions=self.num_questions,
             member_of={g.name: g.codes(items.cells)[items.cell] for g in self.groupings},
             num_levels={g.name: len(g.levels) for g in self.groupings},

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, logsumexp
@@ -40,8 +39,6 @@ class OptionTable:
         order_index: which order of the question's, int32 [N, C].
         log_weight: −log R, R the question's orders; −∞ for padding, [N, C].
         mask: which places hold an option, bool [N, M].
-        preference: what the language model prefers of the item's question whoever answers, nats of
-            mean zero over its options, [N, M]; see `preferences`. None where it was not found.
     """
 
     log_likelihood: np.ndarray
@@ -50,7 +47,6 @@ class OptionTable:
     order_index: np.ndarray
     log_weight: np.ndarray
     mask: np.ndarray
-    preference: np.ndarray | None = None
 
     @property
     def log_mass(self) -> np.ndarray:
@@ -73,16 +69,10 @@ class OptionTable:
         It is added to log-likelihoods, so that a temperature divides it, too: what a language model
         prefers of an option's words is taken off at the strength that it is believed with.
         """
-        changed = replace(self, log_likelihood=self.log_likelihood + offsets[:, None])
-        if self.preference is None:
-            return changed
-        return replace(changed, preference=_centred(self.preference + offsets, self.mask))
+        return replace(self, log_likelihood=self.log_likelihood + offsets[:, None])
 
     def showing(self, exemplars: np.ndarray) -> OptionTable:
         """The table of those candidates alone that show one of `exemplars`, bool [J].
-
-        What the language model prefers whoever answers was found with the others; it is left out,
-        and can be found anew (`preferences`).
 
         Raises:
             DataError: if an item is left without any.
@@ -93,33 +83,17 @@ class OptionTable:
                 f"Item {np.flatnonzero(bare)[0]} has no candidate with one of the "
                 f"{np.count_nonzero(exemplars)} exemplars that are kept; keep more."
             )
-        return replace(self, log_weight=log_weight, preference=None)
+        return replace(self, log_weight=log_weight)
 
-    def preferences(self, question: np.ndarray, num_questions: int | None = None) -> np.ndarray:
-        """What the language model prefers of every question's options, nats of mean zero, [Q, M].
-
-        The mean of the options' log-probabilities over the items of a question and their
-        candidates: what it says whoever answers and whatever is shown.
+    def mean_log_probs(self, weights: np.ndarray) -> np.ndarray:
+        """Options' log-probabilities at τ = 1, averaged over candidates, nats [N, M].
 
         Args:
-            question: which question each item is of, integers [N].
-            num_questions: Q; by default as many as there are items of. One without items has zeros.
+            weights: of the candidates, up to a factor, [N, C]; not all zero.
         """
-        weights = np.exp(self.log_weight)
-        weights /= weights.sum(1, keepdims=True)
-        normalised = log_softmax(np.where(self.mask[:, None], self.log_likelihood, -np.inf), -1)
-        normalised = np.where(self.mask[:, None], normalised, 0.0)
-        means = np.einsum("nc,ncm->nm", weights, normalised)
-        number = question.max(initial=-1) + 1 if num_questions is None else num_questions
-        found = np.zeros((number, self.mask.shape[1]))
-        for q in np.unique(question):
-            own = question == q
-            found[q] = _centred(means[own].mean(0)[None], self.mask[own][:1])[0]
-        return found
-
-    def with_preferences(self, preferences: np.ndarray, question: np.ndarray) -> OptionTable:
-        """The table with given preferences of its questions, [Q, M]."""
-        return replace(self, preference=preferences[question])
+        masked = np.where(self.mask[:, None], self.log_likelihood, -np.inf)
+        log_probs = np.where(self.mask[:, None], log_softmax(masked, axis=-1), 0.0)
+        return np.einsum("nc,ncm->nm", weights / weights.sum(1, keepdims=True), log_probs)
 
     def shares(self) -> np.ndarray:
         """Shares at τ = 1, candidates weighted as listed: the language model as it is, [N, M]."""
@@ -129,9 +103,7 @@ class OptionTable:
 
     def take(self, index: np.ndarray) -> OptionTable:
         """The table of the items `index`."""
-        fields: dict[str, Any] = vars(self)
-        taken: dict[str, Any] = {k: None if v is None else v[index] for k, v in fields.items()}
-        return OptionTable(**taken)
+        return OptionTable(**{name: values[index] for name, values in vars(self).items()})
 
     def order_effect(self) -> tuple[float, float]:
         """Total variation that an order makes: of one order from the mean over them.
@@ -156,12 +128,6 @@ class OptionTable:
             return float("nan"), float("nan")
         found = np.asarray(distances)
         return float(found.mean()), float((found / np.sqrt(numbers)).mean())
-
-
-def _centred(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Values [N, M] less their mean over options; zero where there is none."""
-    values = np.where(mask, values, 0.0)
-    return np.where(mask, values - values.sum(1, keepdims=True) / mask.sum(1, keepdims=True), 0.0)
 
 
 Ask = Callable[[str], str]
@@ -312,7 +278,7 @@ def _scored(
     mask = items.mask
     table = np.zeros((*shape, mask.shape[1]))
     table[used[..., None] & mask[:, None]] = scores
-    found = OptionTable(
+    return OptionTable(
         table,
         persona.astype(np.int32),
         exemplar.astype(np.int32),
@@ -320,7 +286,6 @@ def _scored(
         np.where(used, -np.log(numbers), -np.inf),
         mask,
     )
-    return found.with_preferences(found.preferences(items.question), items.question)
 
 
 def share_beginnings(prompts: Sequence[Prompt], groups: Sequence[tuple]) -> list[Prompt]:

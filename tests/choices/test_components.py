@@ -7,6 +7,7 @@ import pytest
 
 from mop_jax.choices import (
     ChoiceComponents,
+    OptionTable,
     Wording,
     choose_components,
     draw_exemplars,
@@ -91,6 +92,65 @@ def test_a_question_of_its_own_is_unknown(items, components, lm, prompts) -> Non
     data = components.data(asked, table, Encoder())
     assert (data.choices.question.argmax(1) == 2).all()  # the column of unseen questions
     assert (data.choices.counts == 0).all()
+
+
+def test_preferences_are_of_questions_whoever_answers(items, components) -> None:
+    """Against one number after the other.
+
+    Neither an answer to the question that is shown counts, nor one of the own cell, which is not;
+    cells count alike, though one of them is there three times, with histories of its own.
+    """
+    pool = components.exemplars["question"].to_numpy()
+    assert set(pool) == {0, 1}
+    some = items.take([0, 0, 0, 1, 2, 3, 4, 6])
+    pairs = np.broadcast_to(np.stack(np.divmod(np.arange(8), 4), 1), (8, 8, 2))
+    rng = np.random.default_rng(6)
+    table = OptionTable(
+        np.where(some.mask[:, None], rng.normal(-9, 3, (8, 8, 4)), 0.0),
+        *(pairs[..., part].astype(np.int32) for part in (0, 1)),
+        np.zeros((8, 8), np.int32),
+        rng.normal(size=(8, 8)),
+        some.mask,
+    )
+    hidden = components.design.leave_out(some)
+    found = components.preferences(some, table)
+    alone = components.preferences(some.take([6, 7]), table.take([6, 7]))
+    expected = np.zeros((2, 4))
+    for q, size in enumerate([3, 4]):
+        by_cell: dict[int, list] = {}
+        for n in np.flatnonzero(some.question == q):
+            total, weights = np.zeros(size), 0.0
+            for c, (_, j) in enumerate(pairs[n]):
+                if pool[j] != q and not hidden[n, j]:
+                    each = table.log_likelihood[n, c, :size]
+                    weight = np.exp(table.log_weight[n, c])
+                    total += weight * (each - np.log(np.exp(each).sum()))
+                    weights += weight
+            by_cell.setdefault(int(some.cell[n]), []).append(total / weights)
+        mean = np.mean([np.mean(values, 0) for values in by_cell.values()], 0)
+        expected[q, :size] = mean - mean.mean()
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(alone[1], expected[1], atol=1e-12)
+    assert (alone[0] == 0).all()  # nobody was asked
+
+
+def test_where_every_exemplar_answers_the_question_all_count(items, components) -> None:
+    one = replace(components, exemplars=components.exemplars.assign(question=1))
+    pairs = np.broadcast_to(np.stack(np.divmod(np.arange(8), 4), 1), (8, 8, 2))
+    table = OptionTable(
+        np.random.default_rng(1).normal(size=(8, 8, 4)) * items.mask[:, None],
+        *(pairs[..., part].astype(np.int32) for part in (0, 1)),
+        np.zeros((8, 8), np.int32),
+        np.where(
+            np.take_along_axis(components.design.leave_out(items), pairs[..., 1], 1), -np.inf, 0
+        ),
+        items.mask,
+    )
+    weights = np.exp(table.log_weight)
+    mean = table.mean_log_probs(weights)[items.question == 1].mean(0)
+    found = one.preferences(items, table)
+    np.testing.assert_allclose(found[1], mean - mean.mean(), atol=1e-12)
+    assert abs(found[0]).max() > 0
 
 
 def test_nobody_is_shown_and_counted(items) -> None:

@@ -110,9 +110,13 @@ def test_data_leave_out_exemplars_of_the_same_cell(items) -> None:
         items.mask,
     )
     assert design.data(items, table, rng.normal(size=(8, 5))).choices.option_preference is None
-    table = table.with_preferences(table.preferences(items.question), items.question)
-    data = design.data(items, table, rng.normal(size=(8, 5)))
-    np.testing.assert_allclose(data.choices.option_preference, table.preference, atol=1e-6)
+    preferences = items.mask[[0, 4]] * rng.normal(size=(2, 4))
+    data = design.data(items, table, rng.normal(size=(8, 5)), preferences=preferences)
+    centred = preferences - preferences.sum(1, keepdims=True) / items.mask[[0, 4]].sum(
+        1, keepdims=True
+    )
+    expected = np.where(items.mask, centred[items.question], 0)
+    np.testing.assert_allclose(data.choices.option_preference, expected, atol=1e-6)
     np.testing.assert_array_equal(data.leave_out, mask)
     assert (np.isinf(data.log_weight) == np.take_along_axis(mask, pairs[..., 1], 1)).all()
     np.testing.assert_array_equal(data.choices.counts, items.counts.astype(np.float32))

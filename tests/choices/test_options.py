@@ -51,7 +51,6 @@ def test_table_equals_whole_prompts(items, lm, prompts, store) -> None:
             found = table.log_likelihood[n, c, : question.num_options]
             np.testing.assert_allclose(found, expected, atol=2e-4)
     assert (table.log_mass[table.log_weight > -np.inf] <= 1e-6).all()
-    np.testing.assert_array_equal(table.preference, table.preferences(some.question)[some.question])
     sums = np.exp(table.log_likelihood[0, 0, :3]).sum()
     assert table.log_mass[0, 0] == pytest.approx(np.log(sums))
 
@@ -139,34 +138,6 @@ def test_shares_average_candidates_by_their_weights() -> None:
     np.testing.assert_allclose(table.shares(), [[0.3, 0.7, 0], [0.2, 0.3, 0.5]])
 
 
-def test_preferences_are_of_questions_whoever_answers() -> None:
-    """Against one number after the other; and what is added to options is added to them."""
-    rng = np.random.default_rng(6)
-    question = np.asarray([1, 0, 1, 0, 1])
-    mask = np.arange(4) < np.asarray([3, 4])[question][:, None]
-    log_weight = np.where(rng.random((5, 6)) < 0.3, -np.inf, rng.normal(size=(5, 6)))
-    log_weight[:, 0] = 0.0
-    index = np.zeros((5, 6), int)
-    scores = np.where(mask[:, None], rng.normal(-9, 3, (5, 6, 4)), 0.0)
-    table = OptionTable(scores, index, index, index, log_weight, mask)
-    found = table.preferences(question)
-    for q, size in enumerate([3, 4]):
-        means = []
-        for n in np.flatnonzero(question == q):
-            weights = np.exp(log_weight[n]) / np.exp(log_weight[n]).sum()
-            each = [np.log(np.exp(s[:size]) / np.exp(s[:size]).sum()) for s in scores[n]]
-            means.append(sum(w * e for w, e in zip(weights, each, strict=True)))
-        mean = np.mean(means, 0)
-        np.testing.assert_allclose(found[q, :size], mean - mean.mean(), atol=1e-12)
-        assert (found[q, size:] == 0).all()
-    np.testing.assert_array_equal(table.preferences(question, 3)[:2], found)
-    assert (table.preferences(question, 3)[2] == 0).all()
-    offsets = np.where(mask, rng.normal(size=(2, 4))[question], 0.0)
-    changed = table.with_preferences(found, question).calibrated(offsets)
-    np.testing.assert_allclose(changed.preference, changed.preferences(question)[question])
-    assert table.calibrated(offsets).preference is None
-
-
 def test_candidates_that_show_exemplars_that_are_unknown_have_no_weight() -> None:
     """Shares are those of a table that never had them."""
     rng = np.random.default_rng(2)
@@ -177,10 +148,7 @@ def test_candidates_that_show_exemplars_that_are_unknown_have_no_weight() -> Non
         rng.normal(size=(4, 6, 3)), np.zeros((4, 6), int), exemplars, np.zeros((4, 6), int),
         rng.normal(size=(4, 6)), np.ones((4, 3), bool),
     )  # fmt: skip
-    question = np.asarray([0, 0, 1, 1])
-    known = whole.with_preferences(whole.preferences(question), question)
-    found = known.showing(np.asarray([False, True, True]))
-    assert found.preference is None
+    found = whole.showing(np.asarray([False, True, True]))
     for n in range(4):
         kept = exemplars[n] != 0
         weights = np.exp(whole.log_weight[n, kept])

@@ -131,13 +131,12 @@ class SurveyRun:
     @cached_property
     def table(self) -> OptionTable:
         """The option table of all items."""
-        table = read_table(self.path / "options.safetensors")
-        # Older runs have none.
-        return table if table.preference is not None else self._with_preferences(table)
+        return read_table(self.path / "options.safetensors")
 
-    def _with_preferences(self, table: OptionTable) -> OptionTable:
-        question = self.items.question
-        return table.with_preferences(table.preferences(question), question)
+    @cached_property
+    def preferences(self) -> np.ndarray:
+        """What the language model prefers of every question's options, [Q, M]."""
+        return self.components.preferences(self.items, self._calibrated)
 
     def data(
         self, which: np.ndarray, exemplars: np.ndarray | None = None, **maps: Any
@@ -156,13 +155,16 @@ class SurveyRun:
         """
         index = np.flatnonzero(which)
         items = self.items.take(index)
-        table = self._calibrated
-        if exemplars is not None:  # and no other says what the model prefers
-            table = self._with_preferences(table.showing(exemplars))
+        table = self._calibrated if exemplars is None else self._calibrated.showing(exemplars)
         return self.design.data(
             replace(items, counts=items.counts / self.design_effect),
             table.take(index),
             self.vectors["context"][index],
+            preferences=(
+                self.preferences
+                if exemplars is None
+                else self.components.preferences(self.items, table)
+            ),
             **maps,
         )
 
@@ -204,8 +206,7 @@ def history_of(frame: pd.DataFrame) -> tuple[Earlier, ...]:
 
 def write_table(path: Path, table: OptionTable) -> None:
     """Writes an option table, atomically."""
-    known = {name: values for name, values in vars(table).items() if values is not None}
-    arrays = {name: np.ascontiguousarray(values) for name, values in known.items()}
+    arrays = {name: np.ascontiguousarray(values) for name, values in vars(table).items()}
     atomic.write_bytes(path, save(dict(sorted(arrays.items()))))
 
 

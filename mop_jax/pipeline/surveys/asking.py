@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mop_jax import atomic
-from mop_jax.choices import new_items, poststratify, share_draws
+from mop_jax.choices import OptionTable, new_items, poststratify, share_draws
 from mop_jax.errors import DataError
 from mop_jax.inference import load_posterior
 from mop_jax.pipeline.running import Run
@@ -107,19 +107,28 @@ class PopulationShares:
             questions, which = (*questions, self.question), [len(questions)]
         items = new_items(cells, questions, which)
         with option_store(space) as store:
-            table = score_items(space, survey, items, store)
-            if self.question is None:  # as the fit knew them, whichever cells the frame has
-                known = survey.table.preferences(survey.items.question, len(questions))
-                table = table.with_preferences(known, items.question)
-            if survey.section.calibration == "content_free":
+
+            def scored(items: Items) -> OptionTable:
+                table = score_items(space, survey, items, store)
+                if survey.section.calibration != "content_free":
+                    return table
                 offsets = content_free_offsets(space, survey, questions, which, store)
-                table = table.calibrated(offsets[items.question])
+                return table.calibrated(offsets[items.question])
+
+            table = scored(items)
+            # Of the survey's own cells, whichever the frame has: as the fit knew them.
+            if self.question is None:
+                preferences = survey.preferences
+            else:
+                own = new_items(survey.items.cells, questions, which)
+                preferences = survey.components.preferences(own, scored(own))
         posterior = load_posterior(space.path / "posterior.safetensors")
         data = survey.components.data(
             items,
             table,
             space.encoder,
             posterior=posterior,
+            preferences=preferences,
         )
         rng = np.random.default_rng([space.config.seed, _STREAM])
         drawn = share_draws(posterior, data).cells(rng)

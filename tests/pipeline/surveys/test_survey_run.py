@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ import pandas as pd
 import pytest
 
 from mop_jax import pipeline
+from mop_jax.choices import ChoiceComponents
 from mop_jax.components.personas import Persona
 from mop_jax.config import PersonasConfig, SurveyConfig
 from mop_jax.errors import DataError
@@ -21,7 +21,7 @@ from mop_jax.pipeline.run_folder import RunFolder
 from mop_jax.pipeline.running import Run
 from mop_jax.pipeline.steps import SURVEY_STEPS
 from mop_jax.pipeline.surveys import preparation
-from mop_jax.pipeline.surveys.artefacts import SurveyRun, write_table
+from mop_jax.pipeline.surveys.artefacts import SurveyRun
 from mop_jax.pipeline.surveys.fitting import model_arguments
 from tests.run_fixtures import contents, write_encoder, write_language_model, write_yaml
 
@@ -260,7 +260,7 @@ def test_a_run_from_before_there_were_histories_is_finished_all_the_same(
 
 
 def test_a_run_from_before_preferences_had_a_temperature_is_what_it_was(finished, tmp_path) -> None:
-    """Until another is asked for: its scores are kept then, and its table says what it did not."""
+    """Until another is asked for: its scores are kept then."""
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
     del manifest["configuration"]["survey"]["preference"]
@@ -277,10 +277,34 @@ def test_a_run_from_before_preferences_had_a_temperature_is_what_it_was(finished
     assert own.survey == config.survey.model_copy(update={"preference": False})
     as_it_was = Run(RunFolder(folder, own))
     assert not [step.name for step in SURVEY_STEPS if as_it_was.reasons(step) is not None]
-    table = SurveyRun(finished, config).table
-    write_table(folder / "options.safetensors", replace(table, preference=None))
-    older = SurveyRun(folder, config).table
-    np.testing.assert_allclose(older.preference, table.preference, atol=1e-12)
+
+
+def test_an_opinion_of_a_question_hangs_on_no_frame(finished, tmp_path, monkeypatch) -> None:
+    """The survey's cells say what the model prefers whoever answers, one cell asked or all."""
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    found: list[np.ndarray] = []
+    real = ChoiceComponents.data
+
+    def spy(self, *arguments, preferences, **options):
+        found.append(preferences)
+        return real(self, *arguments, preferences=preferences, **options)
+
+    monkeypatch.setattr(ChoiceComponents, "data", spy)
+    cells = pd.DataFrame({"age": ["old", "young"], "sex": ["man", "woman"], "share": [0.5, 0.5]})
+    for number in (1, 2):
+        frame = tmp_path / f"{number}.csv"
+        cells.head(number).assign(share=1 / number).to_csv(frame, index=False)
+        for call in (
+            lambda frame=frame: pipeline.ask(folder, "Is it funny?", ["yes", "no"], frame=frame),
+            lambda frame=frame: pipeline.poststratify(folder, frame=frame),
+        ):
+            call()
+    asked, known = found[0], found[1]
+    np.testing.assert_array_equal(found[2], asked)
+    np.testing.assert_array_equal(found[3], known)
+    assert abs(asked[2]).max() > 0.01
+    run = SurveyRun(folder, pipeline.read_config(folder))
+    np.testing.assert_array_equal(known, run.preferences)
 
 
 def test_every_field_of_the_section_matters_to_a_step() -> None:
