@@ -82,8 +82,9 @@ def main() -> None:
     curve.to_csv(arguments.out / "learning_curve.csv", index=False)
     means = curve.groupby(["measure", "method", "num_cells", "seed"])["value"].mean()
     print(means.groupby(["measure", "method", "num_cells"]).mean().unstack().round(4))
+    titles = {name: SURVEY_MEASURES[name].title for name in MEASURES}
     curves = {
-        measure: {
+        titles[measure]: {
             TITLES.get(name) or SURVEY_METHODS[name].title: means[measure, name]
             .unstack()
             .loc[sizes]
@@ -96,8 +97,8 @@ def main() -> None:
     figure = plots.cells_learning_curve(
         sizes,
         curves,
-        {name: SURVEY_MEASURES[name].direction for name in MEASURES},
-        floors=dict(zip(floors["measure"], floors["true_shares"], strict=True)),
+        {titles[name]: SURVEY_MEASURES[name].direction for name in MEASURES},
+        floors=dict(zip(floors["measure"].map(titles), floors["true_shares"], strict=True)),
         headline=TITLES["mop"],
     )
     plots.save_figure(arguments.out / "learning_curve.png", figure)

@@ -148,7 +148,7 @@ def persona_groups(
     spread = np.ptp(mean, axis=0)
     most = int(np.argmax(spread))
     figure = new_figure(
-        f"The groups differ by up to {spread[most]:.0%} in how often a persona speaks for them",
+        f"How often a persona speaks differs by up to {100 * spread[most]:.0f} points between groups",
         f"π by group; point and line: posterior mean and {level:.0%} interval; dashed: "
         f"1/{num_personas}, as often as any other.",
         body_height=rows * (0.2 * num_groups + 0.75) + 0.3,
