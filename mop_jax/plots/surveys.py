@@ -145,10 +145,9 @@ def persona_groups(
     mean = shares.mean(0)
     columns = min(_COLUMNS, num_personas)
     rows = -(-num_personas // columns)
-    spread = np.ptp(mean, axis=0)
-    most = int(np.argmax(spread))
+    points = 100 * np.ptp(mean, axis=0).max()
     figure = new_figure(
-        f"How often a persona speaks differs by up to {100 * spread[most]:.0f} points between groups",
+        f"How often a persona speaks differs by up to {points:.0f} points between groups",
         f"π by group; point and line: posterior mean and {level:.0%} interval; dashed: "
         f"1/{num_personas}, as often as any other.",
         body_height=rows * (0.2 * num_groups + 0.75) + 0.3,
