@@ -3,7 +3,7 @@ from .base import Fitted, SurveyMethod, register_method
 from .fidelity import population_fidelity
 from .floors import noise_floor
 from .interval_coverage import calibration, coverage, sample_shares
-from .intervals import Estimate, estimate, paired_difference
+from .intervals import Estimate, compare, estimate, paired_difference
 from .learning import learning_curve
 from .logistic import MultinomialLogistic
 from .marginals import PooledMarginal, Uniform
@@ -39,6 +39,7 @@ __all__ = [
     "by_item",
     "by_question",
     "calibration",
+    "compare",
     "coverage",
     "effective_counts",
     "estimate",

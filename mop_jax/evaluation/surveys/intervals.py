@@ -9,6 +9,7 @@ are those on the same cells, so that what makes a cell hard for both cancels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -78,8 +79,53 @@ def paired_difference(
         The difference: below zero, a is better where less is better. NaN if both are −∞.
     """
     mean, values = _replicates(measure, [p_a, p_b], items, average, replicates, seed)
+    return _difference(mean, values, level)
+
+
+def compare(
+    measure: str | SurveyMeasure,
+    predictions: Mapping[str, ArrayLike],
+    items: Items,
+    against: str,
+    *,
+    average: Average | None = None,
+    level: float = 0.95,
+    replicates: int = 1000,
+    seed: int = 0,
+) -> tuple[dict[str, Estimate], dict[str, Estimate]]:
+    """`estimate` of every prediction, and `paired_difference` of one of them less the others.
+
+    The same numbers, of surveys that are resampled once for all.
+
+    Args:
+        measure: see `estimate`, as for what is not named here.
+        predictions: name → predicted shares, or draws.
+        items: see there.
+        against: the prediction that is compared with the others.
+        average: see there.
+        level: see there.
+        replicates: see there.
+        seed: see there.
+    """
+    names = list(predictions)
+    means, values = _replicates(
+        measure, list(predictions.values()), items, average, replicates, seed
+    )
+    alone = {
+        name: _interval(float(means[place]), values[:, place], level)
+        for place, name in enumerate(names)
+    }
+    first = names.index(against)
+    pairs = {name: [first, place] for place, name in enumerate(names) if place != first}
+    return alone, {
+        name: _difference(means[pair], values[:, pair], level) for name, pair in pairs.items()
+    }
+
+
+def _difference(means: np.ndarray, values: np.ndarray, level: float) -> Estimate:
+    """The first of two predictions less the second."""
     with np.errstate(invalid="ignore"):
-        return _interval(float(mean[0] - mean[1]), values[:, 0] - values[:, 1], level)
+        return _interval(float(means[0] - means[1]), values[:, 0] - values[:, 1], level)
 
 
 def _interval(mean: float, values: np.ndarray, level: float) -> Estimate:

@@ -20,6 +20,7 @@ from mop_jax.evaluation.surveys import (
     SURVEY_MEASURES,
     SURVEY_METHODS,
     Estimate,
+    compare,
     coverage,
     estimate,
     noise_floor,
@@ -65,9 +66,10 @@ def evaluate_survey(space: Workspace) -> None:
         **draws,
         **{name: merge_shares(prompted[name], run.items)[test] for name in PROMPTED},
     }
+    measures, differences = _judged_together(shares, unseen)
     report: dict[str, Any] = {
-        "unseen_cells": _measures(shares, unseen),
-        "differences": _differences(shares, unseen),
+        "unseen_cells": measures,
+        "differences": differences,
         "coverage_90": {
             name: coverage(values, unseen, 0.9, design_effect=deff, seed=seed)
             for name, values in draws.items()
@@ -100,7 +102,7 @@ def evaluate_survey(space: Workspace) -> None:
             "uniform": uniform,
             **{name: merge_shares(prompted[name][index], people) for name in PROMPTED},
         }
-        measures, differences = _measures(others, items), _differences(others, items)
+        measures, differences = _judged_together(others, items)
         if run.section.history:
             told = {"mop": _of_an_answer(predicted)}
             told |= {name: prompted[name][index] for name in PROMPTED}
@@ -125,12 +127,26 @@ def predict_items(run: SurveyRun, posterior: Posterior, which: np.ndarray) -> Sh
     return share_draws(posterior, data)
 
 
-def _measures(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
-    """Every measure of every method, with the interval over cells."""
-    return {
-        name: {measure: _judged(measure, values, items) for measure in _judging(items)}
-        for name, values in shares.items()
-    }
+def _judged_together(
+    shares: Mapping[str, np.ndarray], items: Items
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Every measure of every method with the interval over cells, and the mixture less the others.
+
+    No differences where cells are too few to be drawn anew.
+    """
+    measures: dict[str, Any] = {name: {} for name in shares}
+    differences: dict[str, Any] = {}
+    for measure in _judging(items):
+        if not _resampled(items):
+            for name, values in shares.items():
+                measures[name][measure] = _judged(measure, values, items)
+            continue
+        alone, less = compare(measure, shares, items, "mop", replicates=_replicates(measure))
+        for name, found in alone.items():
+            measures[name][measure] = found._asdict()
+        for name, found in less.items():
+            differences.setdefault(name, {})[measure] = found._asdict()
+    return measures, differences
 
 
 def _of_cells(predicted: ShareDraws, items: Items) -> ShareDraws:
@@ -182,23 +198,6 @@ def _judged(measure: str, values: np.ndarray, items: Items) -> dict[str, Any]:
     if _resampled(items):
         return estimate(measure, values, items, replicates=_replicates(measure))._asdict()
     return {"mean": overall(measure, values, items), "low": None, "high": None}
-
-
-def _differences(shares: Mapping[str, np.ndarray], items: Items) -> dict[str, Any]:
-    """The mixture less every other method, on the same cells; nothing where they are too few."""
-    if not _resampled(items):
-        return {}
-    main = shares["mop"]
-    return {
-        name: {
-            measure: paired_difference(
-                measure, main, values, items, replicates=_replicates(measure)
-            )._asdict()
-            for measure in _judging(items)
-        }
-        for name, values in shares.items()
-        if name != "mop"
-    }
 
 
 def _replicates(measure: str) -> int:

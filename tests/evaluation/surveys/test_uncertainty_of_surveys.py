@@ -148,6 +148,23 @@ def test_minus_infinity_stays():
     assert np.isnan(surveys.paired_difference("log_score", p, p, items).mean)
 
 
+@pytest.mark.parametrize("measure", ["log_score", "variance_ratio"])
+def test_several_together_are_what_they_are_one_by_one(measure):
+    """Of items and of whole questions, to the last bit."""
+    rng = np.random.default_rng(3)
+    items = survey(rng.multinomial(50, rng.dirichlet(np.ones(4), 12)))
+    named = {name: rng.dirichlet(np.ones(4), 12) for name in "abc"}
+    alone, less = surveys.compare(measure, named, items, "b", replicates=30, seed=2)
+    kwargs = {"replicates": 30, "seed": 2}
+    assert alone == {
+        name: surveys.estimate(measure, p, items, **kwargs) for name, p in named.items()
+    }
+    assert less == {
+        name: surveys.paired_difference(measure, named["b"], named[name], items, **kwargs)
+        for name in "ac"
+    }
+
+
 def test_few_cells_have_no_interval():
     items = survey([[1, 1, 0, 0]] * 3)
     with pytest.raises(DataError, match="needs 4 cells at least; there are 3"):
