@@ -22,7 +22,14 @@ from mop_jax.errors import DataError, FaultError
 from mop_jax.inference.posterior import Posterior, model_name
 from mop_jax.inference.provenance import Identity, code_hash, identity_of, shipped
 from mop_jax.inference.svi import latent_sites
-from mop_jax.models import Choices, FeatureMap, FeatureMaps, MixtureData, SimilarityMap
+from mop_jax.models import (
+    BareComponents,
+    Choices,
+    FeatureMap,
+    FeatureMaps,
+    MixtureData,
+    SimilarityMap,
+)
 
 _FORMAT = "mop-jax posterior 2"
 # Without the model's identity, the draws' origin and nested parameters; such files still open.
@@ -78,7 +85,8 @@ def load_posterior(
     def group(prefix: str) -> dict[str, np.ndarray]:
         return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-    arrays, maps = group("data/"), group("feature_map/")
+    arrays: dict[str, Any] = group("data/")
+    maps = group("feature_map/")
     feature_maps = FeatureMaps(
         *(FeatureMap(maps[f"{kind}/mean"], maps[f"{kind}/basis"]) for kind in FeatureMaps._fields)
     )
@@ -88,6 +96,11 @@ def load_posterior(
         similarity = SimilarityMap(*(compared.get(name) for name in SimilarityMap._fields))
     answered = group("choices/")
     choices = Choices(**answered, groups=group("choice_group/")) if answered else None
+    bare = group("bare/")
+    parts: dict[str, Any] = {
+        "groupings": group("grouping/") or None,
+        "bare": BareComponents(**bare) if bare else None,
+    }
     outline, samples = header.get("params"), group("samples/")
     saved_kwargs, found = header["model_kwargs"], _model(path, header["model"], model)
     if found is models.mixture_of_personas and "gate.context_kernel" in samples:
@@ -97,7 +110,9 @@ def load_posterior(
         samples,
         found,
         _decode_kwargs(path, saved_kwargs, model_kwargs or {}),
-        MixtureData(**arrays, feature_maps=feature_maps, similarity=similarity, choices=choices),
+        MixtureData(
+            **arrays, **parts, feature_maps=feature_maps, similarity=similarity, choices=choices
+        ),
         group("params/") if outline is None else _filled(outline, tensors),
         tensors["losses"],
         header.get("sampler", ""),
@@ -174,15 +189,18 @@ def _tensors(posterior: Posterior) -> Iterator[tuple[str, np.ndarray]]:
     for name, value in posterior.samples.items():
         yield f"samples/{name}", value
     for name, value in posterior.data._asdict().items():
-        if name not in ("feature_maps", "similarity", "choices") and value is not None:
+        if isinstance(value, np.ndarray):
             yield f"data/{name}", value
     for kind, feature_map in posterior.data.feature_maps._asdict().items():
         yield f"feature_map/{kind}/mean", feature_map.mean
         yield f"feature_map/{kind}/basis", feature_map.basis
-    if posterior.data.similarity is not None:
-        for name, value in posterior.data.similarity._asdict().items():
+    for kind in ("similarity", "bare"):
+        part = getattr(posterior.data, kind)
+        for name, value in part._asdict().items() if part is not None else ():
             if value is not None:
-                yield f"similarity/{name}", value
+                yield f"{kind}/{name}", value
+    for name, value in (posterior.data.groupings or {}).items():
+        yield f"grouping/{name}", value
     if posterior.data.choices is not None:
         for name, value in posterior.data.choices._asdict().items():
             if name != "groups" and value is not None:

@@ -89,12 +89,33 @@ class GateDraws(NamedTuple):
         exemplar_record_logits: a, the contexts' part of log Ω, [S, N, J]; −∞ where left out.
         exemplar_persona_logits: b, the personas' part, [S, K, J].
         temperature: τ_k, [S, K].
+        exemplar_log_temperature: what exemplars add to log τ, [S, J]; None for nothing.
+        record_log_temperature: what contexts add to log τ, [S, N]; None for nothing.
+        temperature_grid: temperatures at which responses were scored, [G]: τ is confined to it.
     """
 
     persona_log_probs: jax.Array
     exemplar_record_logits: jax.Array
     exemplar_persona_logits: jax.Array
     temperature: jax.Array
+    exemplar_log_temperature: jax.Array | None = None
+    record_log_temperature: jax.Array | None = None
+    temperature_grid: Any = None
+
+    def component_temperature(
+        self, draw: Any, context: Any, persona: Any, exemplar: Any
+    ) -> np.ndarray:
+        """τ of components in contexts under draws; indices are integers, or arrays of one shape."""
+        temperature = np.asarray(self.temperature)[draw, persona]
+        if self.exemplar_log_temperature is None and self.record_log_temperature is None:
+            return temperature
+        added = 0.0
+        if self.exemplar_log_temperature is not None:
+            added = added + np.asarray(self.exemplar_log_temperature)[draw, exemplar]
+        if self.record_log_temperature is not None:
+            added = added + np.asarray(self.record_log_temperature)[draw, context]
+        ends = np.asarray(self.temperature_grid)[[0, -1]]
+        return np.clip(temperature * np.exp(added), *ends)
 
     def mixing_distribution(self, draw: int) -> MixingDistribution:
         """The law of (persona, exemplar) under one draw, batch shape (N,)."""
@@ -243,10 +264,16 @@ def gate_at(
             jnp.asarray(mixing.exemplar_record_logits),
             jnp.asarray(mixing.exemplar_persona_logits),
             jnp.asarray(mixture.temperature),
+            # Closed answers have no such parts.
+            getattr(mixture, "exemplar_log_temperature", None),
+            getattr(mixture, "record_log_temperature", None),
         )
 
     contexts = np.asarray(context_embeddings, posterior.data.context_embeddings.dtype)
     data = posterior.data.at_contexts(
         contexts, leave_out, labels=labels, groups=groups, member_of=member_of
     )
-    return map_draws(posterior, data, gate)
+    found: GateDraws = map_draws(posterior, data, gate)
+    if posterior.data.choices is not None:  # whose temperatures know no grid
+        return found
+    return found._replace(temperature_grid=posterior.data.temperature_grid)

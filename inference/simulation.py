@@ -12,15 +12,15 @@ drawn again is not shown again, since the language model would take to repeating
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from mop_jax import progress
 from mop_jax.errors import DataError
-from mop_jax.inference.posterior import Posterior, gate_at
+from mop_jax.inference.posterior import GateDraws, Posterior, gate_at
 from mop_jax.lm.base import NO_TRUNCATION, Generation, SamplingModel, Truncation
 from mop_jax.prompts import ConversationBuilder, Prompt, PromptBuilder
 
@@ -38,7 +38,7 @@ class ComponentDraws(NamedTuple):
         draw: posterior draw, int [M].
         persona: int [M].
         exemplar: int [M].
-        temperature: τ of the persona under the draw, float [M].
+        temperature: τ of the (first) component under the draw, float [M].
         log_prob: log π_k + log Ω_kj, nats, float [M].
         further: exemplars of the L − 1 components after the first, int [M, L − 1].
     """
@@ -102,6 +102,7 @@ def draw_components(
     num_components: int = 1,
     labels: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    member_of: Mapping[str, np.ndarray] | None = None,
 ) -> ComponentDraws:
     """Draws (posterior draw, persona, exemplar) for each sample.
 
@@ -115,6 +116,7 @@ def draw_components(
         num_components: L, components of each sample; the first is the same whatever L is.
         labels: codes of the contexts' labels, int [N]; see `gate_at`.
         groups: codes of the contexts' groups, int [N].
+        member_of: codes of the levels of groupings that contexts are of, int [N]; see `gate_at`.
     """
     context_index = np.asarray(context_index, int)
     samples = np.arange(len(context_index)) if sample_ids is None else np.asarray(sample_ids)
@@ -138,6 +140,7 @@ def draw_components(
     mask = None if leave_out is None else np.asarray(leave_out, bool)
     given = {"leave_out": mask, "labels": labels, "groups": groups}
     known = {k: np.asarray(values)[used] for k, values in given.items() if values is not None}
+    members = {name: np.asarray(codes)[used] for name, codes in (member_of or {}).items()}
     drawn = [np.zeros(len(samples), kind) for kind in (int, int, int, float, float)]
     # Logits of all draws, contexts and exemplars together would take gigabytes.
     row_bytes = 4 * num_draws * posterior.data.num_exemplars
@@ -145,39 +148,41 @@ def draw_components(
     for begin in range(0, len(used), size):
         # Every block as large as the others, so that one program serves all.
         rows = np.minimum(np.arange(begin, begin + size), len(used) - 1)
-        gate = gate_at(posterior, embeddings[rows], **{k: v[rows] for k, v in known.items()})
-        arrays = [np.asarray(array) for array in gate]
+        gate = gate_at(
+            posterior,
+            embeddings[rows],
+            **{k: v[rows] for k, v in known.items()},
+            member_of={name: codes[rows] for name, codes in members.items()},
+        )
+        host: Any = jax.tree.map(np.asarray, gate)
         inside = (place >= begin) & (place < begin + size)
         for i in np.flatnonzero(inside):
-            path = _draw_path(arrays, place[i] - begin, uniforms[i])
+            path = _draw_path(host, place[i] - begin, uniforms[i])
             for values, value in zip(drawn, path, strict=True):
                 values[i] = value
             for m, pair in enumerate(more[i]):
-                further[i, m] = _draw_component(arrays, path[0], place[i] - begin, *pair)[1]
+                further[i, m] = _draw_component(host, path[0], place[i] - begin, *pair)[1]
     return ComponentDraws(samples, context_index, *[*drawn, further])
 
 
-def _draw_path(
-    gate: Sequence[np.ndarray], n: int, uniforms: np.ndarray
-) -> tuple[int, int, int, float, float]:
+def _draw_path(gate: GateDraws, n: int, uniforms: np.ndarray) -> tuple[int, int, int, float, float]:
     """Draw, persona, exemplar, temperature and log-probability of one sample in context n."""
-    temperature = gate[-1]
+    num_draws = len(gate.temperature)
     u_draw, u_persona, u_exemplar = uniforms
-    s = min(int(u_draw * len(temperature)), len(temperature) - 1)
+    s = min(int(u_draw * num_draws), num_draws - 1)
     k, j, log_prob = _draw_component(gate, s, n, u_persona, u_exemplar)
-    return s, k, j, temperature[s, k], log_prob
+    return s, k, j, float(gate.component_temperature(s, n, k, j)), log_prob
 
 
 def _draw_component(
-    gate: Sequence[np.ndarray], s: int, n: int, u_persona: float, u_exemplar: float
+    gate: GateDraws, s: int, n: int, u_persona: float, u_exemplar: float
 ) -> tuple[int, int, float]:
     """Persona, exemplar and log-probability of one component in context n under draw s."""
-    persona_log_probs, record_logits, persona_logits, _ = gate
-    k = _invert(persona_log_probs[s, n], u_persona)
-    omega = record_logits[s, n] + persona_logits[s, k]
+    k = _invert(np.asarray(gate.persona_log_probs[s, n]), u_persona)
+    omega = np.asarray(gate.exemplar_record_logits[s, n] + gate.exemplar_persona_logits[s, k])
     omega = omega - np.logaddexp.reduce(omega)
     j = _invert(omega, u_exemplar)
-    return k, j, persona_log_probs[s, n, k] + omega[j]
+    return k, j, float(gate.persona_log_probs[s, n, k] + omega[j])
 
 
 def simulate(
@@ -185,7 +190,7 @@ def simulate(
     language_model: SamplingModel,
     prompts: PromptBuilder,
     *,
-    personas: Sequence[str],
+    personas: Sequence[str | None],
     exemplars: Sequence[tuple[str, str] | None],
     contexts: Sequence[str],
     context_embeddings: np.ndarray,
@@ -194,6 +199,7 @@ def simulate(
     leave_out: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    member_of: Mapping[str, np.ndarray] | None = None,
     truncation: Truncation = NO_TRUNCATION,
     max_new_tokens: int = 96,
     num_components: int = 1,
@@ -206,7 +212,7 @@ def simulate(
         posterior: draws of the gate and the temperatures.
         language_model: samples the responses.
         prompts: builds prompts for that language model.
-        personas: K texts, in the posterior's order.
+        personas: K texts, in the posterior's order; None for the zero-shot component.
         exemplars: J (context, response) texts, in the posterior's order; None where none is shown.
         contexts: N texts.
         context_embeddings: h(x), [N, D], from the encoder of the fit.
@@ -215,6 +221,7 @@ def simulate(
         leave_out: bool [N, J], exemplars that must not serve a context.
         labels: codes of the contexts' labels, int [N]; see `gate_at`.
         groups: codes of the contexts' groups, int [N].
+        member_of: codes of the levels of groupings that contexts are of, int [N]; see `gate_at`.
         truncation: which tokens may be drawn; by default all, so that the model itself is sampled.
         max_new_tokens: longest response, end token included.
         num_components: L, components in each prompt; see above.
@@ -253,6 +260,7 @@ def simulate(
         num_components=num_components,
         labels=labels,
         groups=groups,
+        member_of=member_of,
     )
     built = _prompts(prompts, paths, personas, exemplars, contexts)
     prefixes = list(dict.fromkeys(prompt.prefix for prompt in built))
@@ -304,7 +312,7 @@ def simulate(
 def _prompts(
     prompts: PromptBuilder,
     paths: ComponentDraws,
-    personas: Sequence[str],
+    personas: Sequence[str | None],
     exemplars: Sequence[tuple[str, str] | None],
     contexts: Sequence[str],
 ) -> list[Prompt]:

@@ -37,6 +37,7 @@ from mop_jax.inference.guides import (
 )
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
+from mop_jax.models.scales import LEARNT_SCALE
 
 
 class SVIFit(NamedTuple):
@@ -132,7 +133,8 @@ def fit_svi(
 
     Raises:
         FaultError: if the loss stops being a finite number; names the step.
-        DataError: if `batch_size`, `num_steps`, the guide's name or `initial_values` is unusable.
+        DataError: if `batch_size`, `num_steps`, the guide's name or `initial_values` is unusable,
+            or a point estimate is asked for of a model that learns the scale of a prior.
 
     Example:
         >>> import jax
@@ -167,6 +169,12 @@ def fit_svi(
     made = make_guide(guide, maximised, **start)
     if maximum_likelihood and not isinstance(made, AutoDelta):
         raise DataError("maximum_likelihood is a point estimate; its guide is AutoDelta.")
+    if isinstance(made, AutoDelta) and (scales := learnt_scales(model, data, run_kwargs)):
+        raise DataError(
+            f"The scale {scales[0]} of a prior is learnt, and a point estimate of it runs away; "
+            f"AutoDelta needs scales that are given. Take a guide that is a distribution, such as "
+            f"{DEFAULT_GUIDE}, or a model without it (gate: linear; temperature: true)."
+        )
     auto_guide = prepare_guide(made, setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)
     svi = SVI(maximised, auto_guide, optimizer or default_optimizer(num_steps), loss, **run_kwargs)
@@ -248,9 +256,27 @@ def latent_sites(
     model: Callable[..., Any], data: MixtureData, model_kwargs: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's unobserved sample sites; nothing is computed."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {
+        name: np.shape(site["value"])
+        for name, site in _abstract_sites(model, data, model_kwargs).items()
+    }
 
-    def note_shapes() -> None:
+
+def learnt_scales(
+    model: Callable[..., Any], data: MixtureData, model_kwargs: Mapping[str, Any]
+) -> list[str]:
+    """The sites of a model that say of themselves that they are scales of other sites' priors."""
+    sites = _abstract_sites(model, data, model_kwargs)
+    return [name for name, site in sites.items() if site["infer"].get(LEARNT_SCALE)]
+
+
+def _abstract_sites(
+    model: Callable[..., Any], data: MixtureData, model_kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The unobserved sample sites of a model's trace, with shapes for values."""
+    sites: dict[str, Any] = {}
+
+    def note_sites() -> None:
         # Not plain draws: an improper prior has none.
         drawn = numpyro.handlers.substitute(
             numpyro.handlers.seed(model, 0), substitute_fn=init_to_sample
@@ -258,10 +284,10 @@ def latent_sites(
         trace = numpyro.handlers.trace(drawn).get_trace(data, **model_kwargs)
         for name, site in trace.items():
             if site["type"] == "sample" and not site["is_observed"]:
-                shapes[name] = np.shape(site["value"])
+                sites[name] = site
 
-    jax.eval_shape(note_shapes)
-    return shapes
+    jax.eval_shape(note_sites)
+    return sites
 
 
 def _nothing_to_fit(

@@ -6,7 +6,6 @@ inference, predictions, files and exports serve it; what is observed are counts 
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
@@ -22,6 +21,8 @@ from mop_jax.models.gates import (
     find_gate,
     uniform_gate_logits,
 )
+from mop_jax.models.group_effects import add_group_effects, declare_group_effects
+from mop_jax.models.scales import standard_normals
 
 
 def mixture_of_choices(
@@ -151,17 +152,16 @@ def mixture_of_choices(
         )
         if similarity and exemplars and exemplar_context:
             logits_of = add_similarity(logits_of, data, prior_scale=similarity_prior_scale)
-    effects = {}
-    if group_effects:
-        for name, design in data.choices.groups.items():
-            prior = dist.LogNormal(jnp.log(group_scale), scale_spread)
-            effects[name] = _group_effect(name, design.shape[-1], data.num_personas, prior)
+    groups = data.choices.groups if group_effects else {}
+    effects = declare_group_effects(
+        groups, data.num_personas, median=group_scale, spread=scale_spread
+    )
     direct = {}
     if option_effects:
         for name, design in data.choices.groups.items():
             prior = dist.LogNormal(jnp.log(option_effect_scale), scale_spread)
             shape = (design.shape[-1], num_questions, num_options)
-            direct[name] = numpyro.sample(f"option_effect_scale.{name}", prior) * _standard(
+            direct[name] = numpyro.sample(f"option_effect_scale.{name}", prior) * standard_normals(
                 f"option_effect.{name}", (f"{name}_level", "question", "option"), shape
             )
     trust = jnp.ones((), dtype)
@@ -173,7 +173,7 @@ def mixture_of_choices(
         scale = numpyro.sample(
             "option_bias_scale", dist.LogNormal(jnp.log(option_bias_scale), scale_spread)
         )
-        bias = scale * _standard("option_bias", ("question", "option"), bias.shape)
+        bias = scale * standard_normals("option_bias", ("question", "option"), bias.shape)
     log_concentration = None
     if dispersion:
         with numpyro.plate("question", num_questions):
@@ -186,9 +186,7 @@ def mixture_of_choices(
         choices = batch.choices
         assert choices is not None
         logits = logits_of(batch)
-        persona = logits.persona
-        for name, effect in effects.items():
-            persona = persona + choices.groups[name] @ effect
+        persona = add_group_effects(logits.persona, effects, choices.groups)
         option_logits = choices.option_offset + choices.question @ bias
         option_log_likelihood, preference = choices.option_log_likelihood, choices.option_preference
         if option_preference and preference is not None:
@@ -216,21 +214,3 @@ def mixture_of_choices(
         with numpyro.handlers.scale(scale=batch.weights):
             numpyro.sample("response", answers, obs=choices.counts)
     return answers
-
-
-def _group_effect(
-    name: str, num_levels: int, num_personas: int, scale_prior: dist.Distribution
-) -> jax.Array:
-    """Logits that the levels of a grouping add to the personas, [L + 1, K], partially pooled."""
-    scale = numpyro.sample(f"group_scale.{name}", scale_prior)
-    shape = (num_levels, num_personas)
-    return scale * _standard(f"group_effect.{name}", (f"{name}_level", "persona"), shape)
-
-
-def _standard(name: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:
-    """A site of independent standard normals with named dimensions."""
-    return numpyro.sample(
-        name,
-        dist.Normal(0.0, 1.0).expand(shape).to_event(len(shape)),
-        infer={"event_dims": list(dims)},
-    )

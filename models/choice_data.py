@@ -16,6 +16,7 @@ import numpy as np
 
 from mop_jax.errors import DataError
 from mop_jax.models import checks
+from mop_jax.models.groupings import make_design, make_designs, unknown_designs
 
 Array = Any  # numpy or jax array: choices travel through jit
 
@@ -62,25 +63,14 @@ class Choices(NamedTuple):
         Raises:
             DataError: if there is no such grouping, or no such level.
         """
-        member_of = member_of or {}
-        for name in member_of:
-            if name not in self.groups:
-                known = ", ".join(self.groups) or "none"
-                raise DataError(f"member_of names the grouping {name!r}; there are {known}.")
-
-        def design(values: Array, name: str = "") -> np.ndarray:
-            label = f"member_of[{name!r}]"
-            codes = checks.codes(label, member_of.get(name, np.full(number, -1)), number)
-            return _design(label, codes, values.shape[-1] - 1, values.dtype)
-
         options = self.counts.shape[-1]
         dtype = self.option_log_likelihood.dtype
         return Choices(
             np.zeros((number, 1, options), dtype),
             np.zeros((number, options), dtype),
             np.zeros((number, options), dtype),
-            design(self.question),
-            {name: design(values, name) for name, values in self.groups.items()},
+            unknown_designs({"question": self.question}, number)["question"],
+            unknown_designs(self.groups, number, member_of),
             None if self.option_preference is None else np.zeros((number, options), dtype),
         )
 
@@ -146,17 +136,12 @@ def make_choices(
         preference = np.where(mask, preference, 0.0).astype(dtype)
     questions = checks.codes("question", question, items)
     total = int(questions.max()) + 1 if num_questions is None else num_questions
-    designs = {}
-    for name, codes in (groups or {}).items():
-        codes = checks.codes(f"groups[{name!r}]", codes, items)
-        levels = (num_levels or {}).get(name, int(codes.max()) + 1)
-        designs[name] = _design(f"groups[{name!r}]", codes, levels, dtype)
     return Choices(
         np.where(mask[:, None], table, 0.0).astype(dtype),
         np.where(mask, offset, -np.inf).astype(dtype),
         counted,
-        _design("question", questions, total, dtype),
-        designs,
+        make_design("question", questions, total, dtype),
+        make_designs(groups or {}, num_levels or {}, items, dtype),
         preference,
     )
 
@@ -165,12 +150,3 @@ def _shaped(name: str, values: Array | None, shape: tuple, dtype: Any, default: 
     array = default(shape, dtype) if values is None else np.asarray(values, dtype)
     checks.check_shape(name, array, shape)
     return array
-
-
-def _design(name: str, codes: np.ndarray, levels: int, dtype: Any) -> np.ndarray:
-    if (codes >= levels).any():
-        raise DataError(f"{name} holds {int(codes.max())}, and there are {levels} levels.")
-    design = np.zeros((len(codes), levels + 1), dtype)
-    # Code −1 is the last column.
-    design[np.arange(len(codes)), codes] = 1.0
-    return design

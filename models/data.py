@@ -18,8 +18,10 @@ import numpy as np
 
 from mop_jax.errors import DataError
 from mop_jax.models import checks
+from mop_jax.models.bare_places import BareComponents
 from mop_jax.models.choice_data import Choices, make_choices
 from mop_jax.models.feature_maps import FeatureMaps, fit_feature_maps
+from mop_jax.models.groupings import make_designs, unknown_designs
 from mop_jax.models.similarity import SimilarityMap, fit_similarity_map
 
 Array = Any  # numpy or jax array: MixtureData travels through jit
@@ -59,6 +61,8 @@ class MixtureData(NamedTuple):
     groups: Array | None = None  # int32 [N], code of each record's group; −1 if not known
     similarity: SimilarityMap | None = None
     choices: Choices | None = None  # closed answers; `log_likelihood` is zero then
+    groupings: dict[str, Array] | None = None  # by name, float32 [N, L + 1]; see `groupings`
+    bare: BareComponents | None = None  # which personas and exemplars stand for none
 
     @property
     def observed(self) -> Array:
@@ -88,6 +92,9 @@ class MixtureData(NamedTuple):
         taken = {name: values[index] for name, values in per_record.items()}
         if self.choices is not None:
             taken["choices"] = self.choices.take(index)
+        if self.groupings is not None:
+            as_array = jnp.asarray if isinstance(index, jax.Array) else np.asarray
+            taken["groupings"] = {k: as_array(v)[index] for k, v in self.groupings.items()}
         return self._replace(**taken)
 
     def at_contexts(
@@ -103,11 +110,11 @@ class MixtureData(NamedTuple):
 
         Each new record gets one placeholder candidate, so that the model runs and its gate can be
         read; its log-likelihoods mean nothing. Labels and groups, codes [M], are unknown (−1) where
-        they are not given; so are levels of the groupings of closed answers (`member_of`, codes by
-        grouping), whose persona effects are then those of a group that no item was of.
+        they are not given; so are levels of the groupings (`member_of`, codes by grouping), whose
+        effects on personas are then those of a group that no record was of.
         """
         num_records = len(context_embeddings)
-        if member_of and self.choices is None:
+        if member_of and self.choices is None and self.groupings is None:
             raise DataError("member_of says what groups people are in; these data have none.")
         codes: dict[str, Any] = {"labels": None, "groups": None}
         if self.similarity is not None:
@@ -120,6 +127,10 @@ class MixtureData(NamedTuple):
             )
         if leave_out is None:
             leave_out = np.zeros((num_records, self.num_exemplars), bool)
+        elif self.bare is not None:
+            leave_out = self.bare.extended(leave_out)
+        if self.groupings is not None:
+            codes["groupings"] = unknown_designs(self.groupings, num_records, member_of)
         return self._replace(
             context_embeddings=context_embeddings,
             leave_out=leave_out,
@@ -148,9 +159,10 @@ def concatenated(parts: Sequence[MixtureData]) -> MixtureData:
         name: np.concatenate([np.asarray(getattr(part, name)) for part in parts])
         for name in _present(parts[0])
     }
-    choices = [part.choices for part in parts if part.choices is not None]
-    if choices:
-        per_record["choices"] = jax.tree.map(lambda *each: np.concatenate(each), *choices)
+    for name in ("choices", "groupings"):
+        found = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+        if found:
+            per_record[name] = jax.tree.map(lambda *each: np.concatenate(each), *found)
     return parts[0]._replace(**per_record)
 
 
@@ -174,6 +186,10 @@ def mixture_data(
     exemplar_groups: Array | None = None,
     similarity: SimilarityMap | None = None,
     choices: Choices | None = None,
+    member_of: Mapping[str, Array] | None = None,
+    num_levels: Mapping[str, int] | None = None,
+    groupings: Mapping[str, Array] | None = None,
+    bare: BareComponents | None = None,
     max_features: int = 32,
     dtype: Any = np.float32,
 ) -> MixtureData:
@@ -204,6 +220,12 @@ def mixture_data(
         similarity: the map of an earlier data set; by default `fit_similarity_map` of this one,
             which says when a term is left out.
         choices: closed answers of the same records (`choice_data` makes them).
+        member_of: codes of each grouping's levels by its name, integers [N]; −1 for a level unseen.
+            Personas have effects of them (`mop_jax.models.group_effects`).
+        num_levels: how many levels each grouping has; by default those that are here.
+        groupings: designs of the same records, in place of `member_of`.
+        bare: which personas and exemplars of the arrays stand for none; `with_bare_components` adds
+            them to data that have none.
         max_features: the most features per map when they are fitted here.
         dtype: floating-point type of the arrays made.
 
@@ -296,7 +318,24 @@ def mixture_data(
         groups,
         similarity,
         choices,
+        _designs(groupings, member_of, num_levels or {}, num_records, dtype),
+        bare,
     )
+
+
+def _designs(
+    groupings: Mapping[str, Array] | None,
+    member_of: Mapping[str, Array] | None,
+    num_levels: Mapping[str, int],
+    num_records: int,
+    dtype: Any,
+) -> dict[str, Array] | None:
+    if groupings is None:
+        return make_designs(member_of, num_levels, num_records, dtype) if member_of else None
+    for name, design in groupings.items():
+        checks.finite(f"groupings[{name!r}]", design, dtype, 2)
+        checks.check_shape(f"groupings[{name!r}]", design, (num_records, np.shape(design)[1]))
+    return dict(groupings)
 
 
 def full_table_data(*, log_likelihood: Array, **arrays: Any) -> MixtureData:

@@ -27,7 +27,9 @@ from mop_jax.errors import DataError
 from mop_jax.models.bilinear_gate import bilinear_gate
 from mop_jax.models.data import MixtureData
 from mop_jax.models.gate_logits import GateLogits
+from mop_jax.models.hierarchical_gate import hierarchical_gate
 from mop_jax.models.linear_gate import linear_gate
+from mop_jax.models.scales import learnt_scale, standard_normals
 from mop_jax.models.similarity import SimilarityMap
 
 GateFunction = Callable[[MixtureData], GateLogits]
@@ -74,7 +76,11 @@ def module_gate(module: type[nnx.Module]) -> GateModel:
     return gate
 
 
-GATES: dict[str, GateModel] = {"linear": linear_gate, "bilinear": bilinear_gate}
+GATES: dict[str, GateModel] = {
+    "linear": linear_gate,
+    "bilinear": bilinear_gate,
+    "hierarchical": hierarchical_gate,
+}
 """Gates that `gate=` accepts by name."""
 
 
@@ -102,6 +108,35 @@ def uniform_gate_logits(data: MixtureData) -> GateLogits:
         jnp.where(data.leave_out, -jnp.inf, jnp.zeros((), dtype)),
         jnp.zeros((data.num_personas, data.num_exemplars), dtype),
     )
+
+
+def add_persona_weights(
+    logits_of: GateFunction, data: MixtureData, *, scale: float
+) -> GateFunction:
+    """A gate whose personas may die out: weights of their own under a sparse prior, on top of it.
+
+        log π_k += s u_k,   u_k ~ Normal(0, 1)             site gate.persona_weights
+        log s ~ Normal(log scale, 1)                       site gate.persona_weights_scale
+
+    A logistic-normal prior with a scale that is learnt: where s is small all personas speak alike,
+    and at s = 3 three or four of fifty have nearly all of π. Write more personas than the
+    population needs, and ask the posterior how many it has (`mop_jax.inference.gate_summary`) and
+    which can go (`negligible_personas`). Personas have texts, and no order: a prior that breaks a
+    stick would prefer those that come first.
+
+    Args:
+        logits_of: the gate that is added to.
+        data: the population.
+        scale: prior median of s, logits.
+    """
+    spread = learnt_scale("gate.persona_weights_scale", scale)
+    added = spread * standard_normals("gate.persona_weights", ("persona",), (data.num_personas,))
+
+    def logits(batch: MixtureData) -> GateLogits:
+        found = logits_of(batch)
+        return found._replace(persona=found.persona + added)
+
+    return logits
 
 
 def add_similarity(

@@ -39,31 +39,37 @@ def linear_gate(
     Sites: `gate.persona_weight` (a), `gate.persona_context_weight` (U), `gate.exemplar_weight` (b),
     `gate.exemplar_context_weight` (M), `gate.exemplar_persona_weight` (C).
     """
+    weights = {}
+    for name, kinds in weight_blocks(exemplars, exemplar_context).items():
+        shape, dims = block_shape(data, kinds, width)
+        prior = dist.Normal(0.0, prior_scale).expand(shape).to_event(len(shape))
+        infer = {"event_dims": list(dims)}
+        weights[name] = numpyro.sample(f"gate.{name}_weight", prior, infer=infer)
+    return partial(linear_logits, weights=weights, width=width)
 
-    def block(*kinds: str) -> jax.Array:
-        """Weights on the features of one or two kinds, a sample site."""
-        sizes = [min(width, getattr(data.feature_maps, kind).basis.shape[1]) for kind in kinds]
-        return numpyro.sample(
-            f"gate.{'_'.join(kinds)}_weight",
-            dist.Normal(0.0, prior_scale).expand(sizes).to_event(len(sizes)),
-            infer={"event_dims": [f"{kind}_feature" for kind in kinds]},
-        )
 
-    weights = {
-        "persona": block("persona"),
-        "persona_context": block("persona", "context"),
-    }
+def weight_blocks(exemplars: bool, exemplar_context: bool) -> dict[str, tuple[str, ...]]:
+    """The blocks of a linear gate's weights: whose features, of one or two kinds, each acts on."""
+    blocks = {"persona": ("persona",), "persona_context": ("persona", "context")}
     if exemplars:
-        weights["exemplar"] = block("exemplar")
-        weights["exemplar_persona"] = block("exemplar", "persona")
+        blocks |= {"exemplar": ("exemplar",), "exemplar_persona": ("exemplar", "persona")}
         if exemplar_context:
-            weights["exemplar_context"] = block("exemplar", "context")
-    return partial(_linear_logits, weights=weights, width=width)
+            blocks |= {"exemplar_context": ("exemplar", "context")}
+    return blocks
+
+
+def block_shape(
+    data: MixtureData, kinds: tuple[str, ...], width: int
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """The shape of a block of weights, and its dimensions' names."""
+    sizes = [min(width, getattr(data.feature_maps, kind).basis.shape[1]) for kind in kinds]
+    return tuple(sizes), tuple(f"{kind}_feature" for kind in kinds)
 
 
 # Jitted on its own so that a guide's eager first trace of a model stays short.
 @partial(jax.jit, static_argnames="width")
-def _linear_logits(data: MixtureData, weights: dict[str, jax.Array], width: int) -> GateLogits:
+def linear_logits(data: MixtureData, weights: dict[str, jax.Array], width: int) -> GateLogits:
+    """The logits of a linear gate with given weights, by block."""
     maps = data.feature_maps
     context = maps.context(data.context_embeddings)[:, :width]
     persona = maps.persona(data.persona_embeddings)[:, :width]

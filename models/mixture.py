@@ -7,19 +7,25 @@ model: that it takes a `MixtureData`, observes `data.log_likelihood`, and return
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpyro
-import numpyro.distributions as dist
 from flax import nnx
 
 from mop_jax.distributions import PersonaMixture
+from mop_jax.models.bare_components import add_bare_components
 from mop_jax.models.data import MixtureData
 from mop_jax.models.gates import (
     GateFunction,
     GateModel,
+    add_persona_weights,
     add_similarity,
     find_gate,
     uniform_gate_logits,
+)
+from mop_jax.models.group_effects import add_group_effects, declare_group_effects
+from mop_jax.models.temperatures import (
+    TemperatureModel,
+    find_temperatures,
+    temperature_arguments,
 )
 
 
@@ -29,7 +35,7 @@ def mixture_of_personas(
     gate: str | GateModel | type[nnx.Module] = "linear",
     gate_width: int = 8,
     prior_scale: float = 1.0,
-    temperature: bool = True,
+    temperature: bool | str | TemperatureModel = True,
     temperature_prior_scale: float = 0.3,
     temperature_spread: float = 0.1,
     exemplar_context: bool = True,
@@ -37,6 +43,13 @@ def mixture_of_personas(
     uniform_gate: bool = False,
     similarity: bool = False,
     similarity_prior_scale: float = 1.0,
+    sparse_personas: bool = False,
+    sparse_scale: float = 1.0,
+    group_effects: bool = True,
+    group_scale: float = 0.7,
+    group_scale_spread: float = 0.6,
+    bare_log_odds: float = -1.0,
+    bare_log_odds_scale: float = 1.5,
     distribution: type[PersonaMixture] = PersonaMixture,
     subsample_size: int | None = None,
 ) -> PersonaMixture:
@@ -50,6 +63,11 @@ def mixture_of_personas(
         y_i ~ PersonaMixture(π(x_i), Ω(x_i), τ), weighted by w_i         site response
 
     The β are there with `similarity=True`, where the data have the terms; see `add_similarity`.
+    Further parts, each in a file of its own that says what it adds and under which sites:
+    temperatures of exemplars and contexts (`mop_jax.models.temperatures`), personas that may die
+    out (`sparse_personas`; `add_persona_weights`), effects of the groups that records are of
+    (`mop_jax.models.group_effects`; data with `member_of`), and components without exemplar or
+    persona (`mop_jax.models.bare_components`; data `with_bare_components`).
 
     Each ablation is one argument: `temperature=False` (τ = 1), `exemplar_context=False` (Ω without
     x̃), `exemplars=False` (Ω uniform over allowed exemplars; with a table scored without exemplars,
@@ -62,9 +80,12 @@ def mixture_of_personas(
         gate_width: features of each embedding that a linear gate sees; the dimension P of a
             bilinear gate's inner products.
         prior_scale: standard deviation of the gate's weights.
-        temperature: whether τ is learned.
+        temperature: whether τ is learned, a temperature per persona; or "pooled" (of personas and
+            exemplars), "contextual" (of the context, too), or a temperature model of one's own
+            (`mop_jax.models.temperatures`).
         temperature_prior_scale: prior standard deviation of the personas' mean log τ.
-        temperature_spread: prior standard deviation of log τ between personas.
+        temperature_spread: prior standard deviation of log τ between personas; where it is learnt,
+            the prior median of it.
         exemplar_context: whether Ω sees the context.
         exemplars: whether Ω is learned.
         uniform_gate: whether to do without the gate.
@@ -72,6 +93,14 @@ def mixture_of_personas(
             exemplar are; not without `exemplars` and `exemplar_context`.
         similarity_prior_scale: standard deviation of the β, nats of log Ω: per standard deviation
             of the contexts' cosine, and for the same label or group.
+        sparse_personas: whether personas have weights of their own under a sparse prior.
+        sparse_scale: prior median of the weights' standard deviation, logits of π.
+        group_effects: whether groups prefer personas of their own, where the data have groupings.
+        group_scale: prior median of the groups' standard deviations, logits of π.
+        group_scale_spread: prior standard deviation of their logarithms.
+        bare_log_odds: prior mean of the log odds of showing no exemplar, and no persona, where the
+            data have such components.
+        bare_log_odds_scale: their prior standard deviation.
         distribution: `PersonaMixture`, or `RenormalisedPersonaMixture` for a gate that lives on the
             scored components only.
         subsample_size: records per step (the likelihood is scaled up to all N); all by default.
@@ -79,15 +108,12 @@ def mixture_of_personas(
     Returns:
         The mixture of the records used, for its gate, temperatures and responsibilities.
     """
-    num_personas = data.num_personas
-    log_temperature = jnp.zeros(num_personas, data.log_likelihood.dtype)
-    if temperature:
-        mean = numpyro.sample("mean_log_temperature", dist.Normal(0.0, temperature_prior_scale))
-        with numpyro.plate("persona", num_personas):
-            log_temperature = numpyro.sample(
-                "log_temperature", dist.Normal(mean, temperature_spread)
-            )
-
+    temperatures_of = find_temperatures(temperature)(
+        data,
+        width=gate_width,
+        prior_scale=temperature_prior_scale,
+        spread=temperature_spread,
+    )
     logits_of: GateFunction = uniform_gate_logits
     if not uniform_gate:
         logits_of = find_gate(gate)(
@@ -99,19 +125,35 @@ def mixture_of_personas(
         )
         if similarity and exemplars and exemplar_context:
             logits_of = add_similarity(logits_of, data, prior_scale=similarity_prior_scale)
+        if sparse_personas:
+            logits_of = add_persona_weights(logits_of, data, scale=sparse_scale)
+    if data.bare is not None:
+        logits_of = add_bare_components(
+            logits_of,
+            data,
+            log_odds=bare_log_odds,
+            log_odds_scale=bare_log_odds_scale,
+            learned=not uniform_gate,
+        )
+    groupings = (group_effects and not uniform_gate and data.groupings) or {}
+    effects = declare_group_effects(
+        groupings, data.num_personas, median=group_scale, spread=group_scale_spread
+    )
 
     with numpyro.plate("record", data.num_records, subsample_size=subsample_size) as index:
         batch = data if subsample_size is None else data.take(index)
         logits = logits_of(batch)
+        log_temperature = temperatures_of(batch)
         mixture = distribution(
-            logits.persona,
+            add_group_effects(logits.persona, effects, batch.groupings or {}),
             logits.exemplar_record,
             logits.exemplar_persona,
-            log_temperature,
+            log_temperature.persona,
             batch.persona_index,
             batch.exemplar_index,
             batch.log_weight,
             batch.temperature_grid,
+            **temperature_arguments(log_temperature),
         )
         with numpyro.handlers.scale(scale=batch.weights):
             numpyro.sample("response", mixture, obs=batch.log_likelihood)

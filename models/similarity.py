@@ -50,6 +50,17 @@ class SimilarityMap(NamedTuple):
         }
         return tuple(name for name, values in present.items() if values is not None)
 
+    def with_none(self) -> SimilarityMap:
+        """The map with one more exemplar that is like nothing."""
+        directions = self.directions
+        if directions is not None:
+            directions = np.pad(np.asarray(directions), ((0, 1), (0, 0)))
+        labels, groups = (
+            None if codes is None else np.append(np.asarray(codes), np.int32(-1))
+            for codes in (self.labels, self.groups)
+        )
+        return SimilarityMap(directions, self.mean, labels, groups)
+
     def features(
         self, embeddings: Array, labels: Array | None, groups: Array | None
     ) -> tuple[jax.Array, ...]:

@@ -29,7 +29,7 @@ from mop_jax.distributions.mixing import (
     index_vector,
     log_weight_vector,
 )
-from mop_jax.distributions.temperature import spline_weights
+from mop_jax.distributions.temperature import interpolate, spline_weights
 
 
 class PersonaMixture(Distribution):
@@ -60,6 +60,8 @@ class PersonaMixture(Distribution):
         exemplar_index: j of each candidate, [..., C].
         log_weight: log importance weight of each candidate, [..., C].
         temperature_grid: increasing temperatures at which ℓ was scored, [G].
+        exemplar_log_temperature: added to log τ of a component with that exemplar, [J].
+        record_log_temperature: added to log τ of all components of a record, [...].
 
     Example:
         >>> import jax.numpy as jnp
@@ -81,6 +83,12 @@ class PersonaMixture(Distribution):
         "temperature_grid": constraints.independent(constraints.positive, 1),
     }
     support = constraints.real_matrix
+    # The last two may be absent, so they are no parameters with constraints.
+    pytree_data_fields = (
+        *arg_constraints,
+        "exemplar_log_temperature",
+        "record_log_temperature",
+    )
 
     def __init__(
         self,
@@ -93,6 +101,8 @@ class PersonaMixture(Distribution):
         log_weight: ArrayLike,
         temperature_grid: ArrayLike,
         *,
+        exemplar_log_temperature: ArrayLike | None = None,
+        record_log_temperature: ArrayLike | None = None,
         validate_args: bool | None = None,
     ) -> None:
         gate = MixingDistribution(
@@ -106,6 +116,10 @@ class PersonaMixture(Distribution):
         self.exemplar_index = as_array(exemplar_index)
         self.log_weight = as_array(log_weight)
         self.temperature_grid = as_array(temperature_grid)
+        given = (exemplar_log_temperature, record_log_temperature)
+        self.exemplar_log_temperature, self.record_log_temperature = (
+            None if values is None else as_array(values) for values in given
+        )
         batch_shape = jnp.broadcast_shapes(
             gate.batch_shape, self.persona_index.shape[:-1], self.log_weight.shape[:-1]
         )
@@ -129,9 +143,28 @@ class PersonaMixture(Distribution):
 
     @property
     def temperature(self) -> jax.Array:
-        """τ of each persona, [K] or [..., K], confined to the grid: nothing is scored beyond."""
+        """τ of each persona, [K] or [..., K], confined to the grid: nothing is scored beyond.
+
+        Where exemplars and records have temperatures of their own, it is that of an exemplar and a
+        record whose parts are zero; see `candidate_temperature`.
+        """
         grid = self.temperature_grid
         return jnp.clip(jnp.exp(self.log_temperature), grid[..., 0], grid[..., -1])
+
+    @property
+    def candidate_temperature(self) -> jax.Array:
+        """τ of each candidate, [..., C]: persona's × exemplar's × record's, confined to the grid.
+
+        The persona's is confined before the others multiply it, so that it means the same alone.
+        """
+        return _candidate_temperature(
+            jnp.asarray(self.log_temperature),
+            self.exemplar_log_temperature,
+            self.record_log_temperature,
+            self.persona_index,
+            self.exemplar_index,
+            self.temperature_grid,
+        )
 
     @property
     def candidate_log_probs(self) -> jax.Array:
@@ -142,7 +175,9 @@ class PersonaMixture(Distribution):
         )
 
     def tempered_log_likelihood(self, value: ArrayLike) -> jax.Array:
-        """ℓ_c(τ_k(c)) in nats: the table `value` [..., C, G] at each persona's temperature."""
+        """ℓ_c(τ_c) in nats: the table `value` [..., C, G] at each candidate's temperature."""
+        if self.exemplar_log_temperature is not None or self.record_log_temperature is not None:
+            return interpolate(value, self.candidate_temperature, self.temperature_grid)
         return _tempered_log_likelihood(
             jnp.asarray(value), self.log_temperature, self.persona_index, self.temperature_grid
         )
@@ -207,6 +242,24 @@ def _tempered_log_likelihood(
     else:
         weights = spline_weights(jnp.exp(gather(log_temperature, persona_index)), grid)
     return (weights * table).sum(-1)
+
+
+@jax.jit
+def _candidate_temperature(
+    log_temperature: Float[jax.Array, "... K"],
+    exemplar: Float[jax.Array, "... J"] | None,
+    record: Float[jax.Array, ...] | None,
+    persona_index: Int[jax.Array, "... C"],
+    exemplar_index: Int[jax.Array, "... C"],
+    grid: Float[jax.Array, " G"],
+) -> Float[jax.Array, "... C"]:
+    lowest, highest = jnp.log(grid[0]), jnp.log(grid[-1])
+    found = gather(jnp.clip(log_temperature, lowest, highest), persona_index)
+    if exemplar is not None:
+        found = found + gather(exemplar, exemplar_index)
+    if record is not None:
+        found = found + record[..., None]
+    return jnp.exp(jnp.clip(found, lowest, highest))
 
 
 @jax.jit

@@ -133,11 +133,20 @@ class PromptBuilder:
         content = json.dumps([texts, answer, strips, self.instruction], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def component(self, persona: str, exemplar: tuple[str, str] | None, context: str) -> Prompt:
+    def component(
+        self, persona: str | None, exemplar: tuple[str, str] | None, context: str
+    ) -> Prompt:
         """Prompt of a component: persona and exemplar (context, response), then the request.
 
-        Without an exemplar (None) it is that of the persona alone.
+        Without an exemplar (None) it is that of the persona alone, and without either zero-shot.
+
+        Raises:
+            DataError: for an exemplar without a persona.
         """
+        if persona is None:
+            if exemplar is not None:
+                raise DataError("A prompt with an exemplar needs a persona; the persona is None.")
+            return self.zero_shot(context)
         if exemplar is None:
             return self.persona_only(persona, context)
         values = {

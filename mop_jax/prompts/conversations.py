@@ -62,20 +62,22 @@ class ConversationBuilder:
             return Prompt((), ids)
         return Prompt((prefix,) if prefix else (), ids[len(prefix) :])
 
-    def component(self, persona: str, exemplars: Sequence[Pair], context: str) -> Prompt:
+    def component(self, persona: str | None, exemplars: Sequence[Pair], context: str) -> Prompt:
         """A component's prompt with several exemplars: a turn each, under one persona.
 
         With one exemplar it has the ids of `PromptBuilder.component`, with none those of
         `PromptBuilder.persona_only`.
 
         Args:
-            persona: the description.
+            persona: the description; None for zero-shot, which shows no exemplar either.
             exemplars: (context, response) texts, in their order.
             context: what is to be answered.
 
         Raises:
             DataError: as `conversation`.
         """
+        if persona is None:
+            return Prompt((), tuple(self._prompts.zero_shot(context).token_ids))
         if not exemplars:
             return Prompt((), tuple(self._prompts.persona_only(persona, context).token_ids))
         # The builder refuses what would change the structure of a prompt.

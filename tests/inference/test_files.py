@@ -18,7 +18,13 @@ from mop_jax.inference import (
     make_posterior,
     save_posterior,
 )
-from mop_jax.models import GATES, mixture_of_personas, uniform_gate_logits
+from mop_jax.inference.svi import latent_sites
+from mop_jax.models import (
+    GATES,
+    mixture_of_personas,
+    uniform_gate_logits,
+    with_bare_components,
+)
 
 UNIFORM = {"uniform_gate": True}
 
@@ -187,3 +193,17 @@ def test_a_gate_by_name_is_known_by_its_code(posterior, tmp_path, monkeypatch):
         load_posterior(path)
     given = load_posterior(path, model_kwargs={"gate": own_gate(1.0)})
     assert callable(given.model_kwargs["gate"])
+
+
+def test_groupings_and_bare_components_are_in_the_file(make_data, tmp_path):
+    rng = np.random.default_rng(0)
+    plain = make_data(member_of={"age:sex": np.array([0, 1, 1, 2, 0, -1])})
+    data = with_bare_components(plain, rng.normal(-20, 1, (6, 3, 4)), rng.normal(-20, 1, (6, 4)))
+    sites = latent_sites(mixture_of_personas, data, {"temperature": "contextual"})
+    samples = {name: rng.normal(size=(5, *shape)) ** 2 for name, shape in sites.items()}
+    posterior = make_posterior(samples, data, model_kwargs={"temperature": "contextual"})
+    save_posterior(tmp_path / "posterior.safetensors", posterior)
+    loaded = load_posterior(tmp_path / "posterior.safetensors")
+    assert jax.tree.structure(loaded.data) == jax.tree.structure(posterior.data)
+    jax.tree.map(np.testing.assert_array_equal, loaded.data, posterior.data)
+    np.testing.assert_array_equal(*(log_likelihood_draws(one, data) for one in (loaded, posterior)))

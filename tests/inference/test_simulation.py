@@ -15,8 +15,9 @@ from mop_jax.errors import DataError
 from mop_jax.inference import gate_at, make_posterior, simulate, simulation
 from mop_jax.inference.simulation import draw_components
 from mop_jax.lm.base import Truncation
-from mop_jax.models import mixture_of_personas
+from mop_jax.models import mixture_of_personas, with_bare_components
 from mop_jax.prompts import ConversationBuilder, PromptBuilder
+from tests.models.programs import draw_sites, mixture_at
 
 NUM_CHI_SQUARE = 6
 LEVEL = 1e-4 / NUM_CHI_SQUARE
@@ -296,3 +297,38 @@ def test_prompts_of_several_components(posterior, data, tiny_chat_lm):
         assert [i for segment in segments for i in segment] == expected.token_ids
     with pytest.raises(DataError, match="num_components is 0"):
         simulate(posterior, tiny_chat_lm, prompts, num_components=0, **given)
+
+
+def test_components_are_drawn_at_their_own_temperatures_and_may_be_bare(make_data):
+    """Temperatures of exemplars and contexts, and places that stand for none, reach the path."""
+    rng = np.random.default_rng(3)
+    plain = make_data(member_of={"age": np.array([0, 1, 1, 0, 0, 1])})
+    data = with_bare_components(plain, rng.normal(-20, 1, (6, 3, 4)), rng.normal(-20, 1, (6, 4)))
+    kwargs = {"temperature": "contextual", "temperature_spread": 0.05}
+    draws = [draw_sites(data, seed=seed, **kwargs) for seed in range(3)]
+    stacked = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+    posterior = make_posterior(stacked, data, model_kwargs=kwargs)
+    contexts = np.asarray(data.context_embeddings)
+    ages = {"age": np.array([0, 1, 1, 0, 0, 1])}
+    number = 400
+    paths = draw_components(
+        posterior, contexts, np.arange(number) % 6, seed=0, member_of=ages,
+        leave_out=np.asarray(plain.leave_out),
+    )  # fmt: skip
+    gate = gate_at(posterior, contexts, member_of=ages, leave_out=np.asarray(plain.leave_out))
+    log_probs = [np.asarray(gate.mixing_distribution(s).mixing_log_probs) for s in range(3)]
+    for m in range(number):
+        s, i, k, j = (int(v[m]) for v in (paths.draw, paths.context, paths.persona, paths.exemplar))
+        np.testing.assert_allclose(paths.log_prob[m], log_probs[s][i, k, j], rtol=1e-4)
+        one = data._replace(
+            persona_index=np.full((6, 1), k),
+            exemplar_index=np.full((6, 1), j),
+            log_weight=np.zeros((6, 1), np.float32),
+            log_likelihood=np.zeros((6, 1, 4), np.float32),
+        )
+        if m < 30:
+            expected = mixture_at(draws[s], one, **kwargs).candidate_temperature[i, 0]
+            np.testing.assert_allclose(paths.temperature[m], expected, rtol=1e-5)
+    assert (paths.exemplar[paths.persona == 3] == 5).all()
+    assert (paths.exemplar[paths.persona < 3] == 5).any()
+    assert len(np.unique(paths.temperature.round(6))) > 9  # more than draws × personas
