@@ -127,6 +127,9 @@ def add_bare_components(
         if is_none is None:
             continue
         offsets[name] = jnp.zeros((), data.log_likelihood.dtype)
+        if name == "no_persona" and not learned:
+            # One component beside J + 1 of every persona.
+            offsets[name] -= jnp.log(float(data.num_exemplars))
         if learned:
             prior = dist.Normal(log_odds, log_odds_scale)
             odds = numpyro.sample(f"gate.{name}", prior)

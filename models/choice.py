@@ -17,12 +17,14 @@ from mop_jax.models.data import MixtureData
 from mop_jax.models.gates import (
     GateFunction,
     GateModel,
+    add_persona_weights,
     add_similarity,
     find_gate,
     uniform_gate_logits,
 )
 from mop_jax.models.group_effects import add_group_effects, declare_group_effects
 from mop_jax.models.scales import standard_normals
+from mop_jax.models.temperatures import find_temperatures
 
 
 def mixture_of_choices(
@@ -31,7 +33,7 @@ def mixture_of_choices(
     gate: str | GateModel | type[nnx.Module] = "linear",
     gate_width: int = 8,
     prior_scale: float = 1.0,
-    temperature: bool = True,
+    temperature: bool | str = True,
     temperature_prior_scale: float = 0.5,
     temperature_spread: float = 0.25,
     exemplar_context: bool = True,
@@ -39,6 +41,8 @@ def mixture_of_choices(
     uniform_gate: bool = False,
     similarity: bool = False,
     similarity_prior_scale: float = 1.0,
+    sparse_personas: bool = False,
+    sparse_scale: float = 1.0,
     group_effects: bool = True,
     group_scale: float = 0.7,
     option_effects: bool = False,
@@ -99,6 +103,8 @@ def mixture_of_choices(
         uniform_gate: whether to do without the gate; groups act all the same.
         similarity: see there.
         similarity_prior_scale: see there.
+        sparse_personas: see there.
+        sparse_scale: see there.
         group_effects: whether groups prefer personas of their own.
         group_scale: prior median of the groups' standard deviations, in logits of π.
         option_effects: whether groups prefer options directly, as in a multilevel regression
@@ -133,14 +139,17 @@ def mixture_of_choices(
         )
     dtype = data.choices.option_log_likelihood.dtype
     num_options, num_questions = data.choices.counts.shape[-1], data.choices.question.shape[-1]
-    log_temperature = jnp.zeros(data.num_personas, dtype)
-    if temperature:
-        mean = numpyro.sample("mean_log_temperature", dist.Normal(0.0, temperature_prior_scale))
-        with numpyro.plate("persona", data.num_personas):
-            log_temperature = numpyro.sample(
-                "log_temperature", dist.Normal(mean, temperature_spread)
-            )
-
+    if temperature not in (True, False, "persona", "fixed"):
+        raise DataError(
+            f"Unknown temperature {temperature!r} of a survey; accepted: true, false, persona, "
+            "fixed: options have no grid of temperatures, and exemplars none of their own."
+        )
+    temperatures_of = find_temperatures(temperature)(
+        data,
+        width=gate_width,
+        prior_scale=temperature_prior_scale,
+        spread=temperature_spread,
+    )
     logits_of: GateFunction = uniform_gate_logits
     if not uniform_gate:
         logits_of = find_gate(gate)(
@@ -152,6 +161,8 @@ def mixture_of_choices(
         )
         if similarity and exemplars and exemplar_context:
             logits_of = add_similarity(logits_of, data, prior_scale=similarity_prior_scale)
+        if sparse_personas:
+            logits_of = add_persona_weights(logits_of, data, scale=sparse_scale)
     groups = data.choices.groups if group_effects else {}
     effects = declare_group_effects(
         groups, data.num_personas, median=group_scale, spread=scale_spread
@@ -200,7 +211,7 @@ def mixture_of_choices(
             persona,
             logits.exemplar_record,
             logits.exemplar_persona,
-            log_temperature,
+            temperatures_of(batch).persona,
             batch.persona_index,
             batch.exemplar_index,
             batch.log_weight,

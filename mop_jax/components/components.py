@@ -16,10 +16,10 @@ from mop_jax.components.candidates import CandidateSet
 from mop_jax.components.codes import codes_of
 from mop_jax.components.exemplars import Allocation, LeaveOut, cross_strata, select_exemplars
 from mop_jax.components.personas import Persona, cluster_records, record_texts, synthesise_personas
-from mop_jax.components.pool import ComponentPool, Method
+from mop_jax.components.pool import Bare, ComponentPool, Method
 from mop_jax.encoder.encoder import SentenceEncoder
 from mop_jax.inference import Posterior, SimulatedResponse, simulate
-from mop_jax.likelihoods.scoring import score_candidates
+from mop_jax.likelihoods.scoring import score_candidates, score_prompts
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import LanguageModel, TemperatureGrid
 from mop_jax.models import MixtureData
@@ -111,6 +111,7 @@ class Components(ComponentPool):
         leave_out_by: LeaveOut = "record",
         allocation: Allocation = "proportional",
         stratify_labels: bool = True,
+        bare: Bare = "none",
     ) -> Components:
         """Draws the exemplar pool, stratified over clusters and labels, and embeds the personas.
 
@@ -129,6 +130,7 @@ class Components(ComponentPool):
             leave_out_by,
             encoder.encode(exemplars.contexts),
             num_exemplars > 0,
+            bare,
         )
 
     def score(
@@ -213,6 +215,11 @@ class Components(ComponentPool):
                     held_out=held_out,
                 )
                 log_likelihood = table(candidates)
+            if self.bare != "none":
+                built = self.bare_prompts(records, prompts)
+                options["bare_log_likelihood"] = score_prompts(
+                    records, built, prompts, opened, language_model
+                )
         return self.data(
             records, contexts, candidates, log_likelihood, grid, held_out=held_out, **options
         )
@@ -240,8 +247,8 @@ class Components(ComponentPool):
             posterior,
             language_model,
             prompts or PromptBuilder(language_model.tokenizer),
-            personas=self.persona_texts,
-            exemplars=self.exemplar_texts,
+            personas=self.speakers,
+            exemplars=self.shown_exemplars,
             contexts=contexts,
             context_embeddings=encoder.encode(list(contexts)),
             num_samples=len(contexts) if num_samples is None else num_samples,

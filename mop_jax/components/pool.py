@@ -27,10 +27,13 @@ from mop_jax.components.rounds import extended_candidates
 from mop_jax.components.surrogate import fit_surrogate, scores_of
 from mop_jax.inference import Posterior, gate_at
 from mop_jax.lm.base import TemperatureGrid
-from mop_jax.models import MixtureData, mixture_data
+from mop_jax.models import MixtureData, mixture_data, with_bare_components
 from mop_jax.population.population import Population
+from mop_jax.prompts import Prompt, PromptBuilder
 
 Method = Literal["importance", "full", "renormalised"]
+Bare = Literal["none", "persona_only", "zero_shot"]
+"""Which components without an exemplar there are: none, each persona's, or zero-shot as well."""
 
 # Draws of a posterior that are looked at to propose components.
 PROPOSING_DRAWS = 32
@@ -53,6 +56,7 @@ class ComponentPool:
         exemplar_context_embeddings: h(x_j), float32 [J, D]; without them the gate does not know how
             alike two contexts are.
         shown: whether prompts show the exemplar; without, one record stands for none at all.
+        bare: which components without an exemplar there are besides.
     """
 
     personas: list[Persona]
@@ -62,10 +66,11 @@ class ComponentPool:
     leave_out_by: LeaveOut = "record"
     exemplar_context_embeddings: np.ndarray | None = None
     shown: bool = True
+    bare: Bare = "none"
 
     @property
     def num_components(self) -> int:
-        """K·J."""
+        """K·J, of those with an exemplar."""
         return len(self.personas) * len(self.exemplars)
 
     @property
@@ -79,6 +84,24 @@ class ComponentPool:
         if not self.shown:
             return [None] * len(self.exemplars)
         return list(zip(self.exemplars.contexts, self.exemplars.responses, strict=True))
+
+    @property
+    def speakers(self) -> list[str | None]:
+        """The texts of the gate's personas: K, and None for the zero-shot component."""
+        return [*self.persona_texts, *([None] if self.bare == "zero_shot" else [])]
+
+    @property
+    def shown_exemplars(self) -> list[tuple[str, str] | None]:
+        """The texts of the gate's exemplars: J, and None for none where a component is bare."""
+        return [*self.exemplar_texts, *([None] if self.bare != "none" else [])]
+
+    def bare_prompts(self, records: Population, prompts: PromptBuilder) -> list[list[Prompt]]:
+        """Prompts of each record's bare components, those of personas first; none for none."""
+        speakers = self.speakers if self.bare != "none" else []
+        return [
+            [prompts.component(speaker, None, context) for speaker in speakers]
+            for context in records.contexts
+        ]
 
     def leave_out(self, records: Population, *, held_out: bool = False) -> np.ndarray:
         """Exemplars that must not serve a record, bool [N, J].
@@ -237,9 +260,13 @@ class ComponentPool:
         grid: TemperatureGrid,
         *,
         held_out: bool = False,
+        bare_log_likelihood: np.ndarray | None = None,
         **options: Any,
     ) -> MixtureData:
         """What a model is fitted to or evaluated on; `options` go to `mixture_data`.
+
+        `bare_log_likelihood` [N, K, G] is that of the personas without an exemplar, with a further
+        one, [N, K + 1, G], of zero-shot.
 
         A gate that is fitted to it may know the labels only where contexts ask for them, as the
         records must show (`labels_known_before`).
@@ -248,7 +275,7 @@ class ComponentPool:
         if not held_out and labels_known_before(records) is None:
             codes["labels"] = None
         own = self.codes(self.exemplars)
-        return mixture_data(
+        data = mixture_data(
             context_embeddings=context_embeddings,
             persona_embeddings=self.persona_embeddings,
             exemplar_embeddings=self.exemplar_embeddings,
@@ -265,6 +292,11 @@ class ComponentPool:
             **codes,
             **options,
         )
+        if bare_log_likelihood is None:
+            return data
+        number = len(self.personas)
+        alone, nothing = bare_log_likelihood[:, :number], bare_log_likelihood[:, number:]
+        return with_bare_components(data, alone, nothing[:, 0] if nothing.shape[1] else None)
 
 
 def mean_gate(
@@ -277,11 +309,19 @@ def mean_gate(
 ) -> np.ndarray:
     """E[π_k(x) Ω_kj(x)] over posterior draws, float64 [n, K, J]; see `gate_at` for the arguments.
 
+    Of personas and exemplars that are some: what a gate gives to bare components is left out.
+
     Of many draws `PROPOSING_DRAWS` are taken, evenly spaced: a proposal need not be exact.
     """
     gate = gate_at(posterior, contexts, leave_out=leave_out, labels=labels, groups=groups)
-    total = np.zeros((len(contexts), posterior.data.num_personas, posterior.data.num_exemplars))
+    num_personas, num_exemplars = posterior.data.num_personas, posterior.data.num_exemplars
+    total = np.zeros((len(contexts), num_personas, num_exemplars))
     count = min(PROPOSING_DRAWS, posterior.num_draws)
     for draw in np.linspace(0, posterior.num_draws - 1, count).round().astype(int).tolist():
         total += np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
+    if posterior.data.bare is not None:
+        # Bare components are scored for every record: they need no proposal.
+        num_exemplars = leave_out.shape[1]
+        num_personas -= int(posterior.data.bare.no_persona is not None)
+        total = total[:, :num_personas, :num_exemplars]
     return total / count

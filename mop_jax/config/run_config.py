@@ -131,6 +131,38 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _has_a_posterior_of_its_scales(self) -> RunConfig:
+        field = self.model.learns_scales
+        if field is not None and self.inference.guide == "AutoDelta":
+            raise ValueError(
+                f"model.{field} is {getattr(self.model, field)}, which learns the scale of a "
+                "prior, and a point estimate of it runs away; take another inference.guide than "
+                "AutoDelta"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _components_can_be_bare(self) -> RunConfig:
+        if self.candidates.bare == "none":
+            return self
+        if self.survey is not None:
+            raise ValueError("candidates.bare belongs to free texts; a survey has no such field")
+        if self.exemplars.num_exemplars == 0:
+            raise ValueError(
+                "candidates.bare adds components without an exemplar, and with "
+                "exemplars.num_exemplars: 0 all are; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_one_temperature_a_persona(self) -> RunConfig:
+        if self.survey is not None and self.model.temperature in ("pooled", "contextual"):
+            raise ValueError(
+                f"model.temperature is {self.model.temperature}; a survey accepts true or false"
+            )
+        return self
+
 
 def _as_fields(section: Any) -> Any:
     """The fields that were given to a section; whatever else it is as it is."""

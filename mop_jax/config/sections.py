@@ -263,6 +263,7 @@ class CandidatesConfig(Section):
     similarity_temperature: float = Field(0.2, gt=0)
     refresh: int | None = Field(None, ge=0)
     refresh_tolerance: float = Field(0.02, ge=0)
+    bare: Literal["none", "persona_only", "zero_shot"] = "none"
 
     @property
     def num_refreshes(self) -> int:
@@ -292,7 +293,7 @@ class ModelConfig(Section):
     gate: str = "linear"
     gate_width: int = Field(8, ge=1)
     prior_scale: float = Field(1.0, gt=0)
-    temperature: bool = True
+    temperature: bool | Literal["fixed", "persona", "pooled", "contextual"] = True
     temperature_prior_scale: float = Field(0.3, gt=0)
     temperature_spread: float = Field(0.1, gt=0)
     exemplar_context: bool = True
@@ -300,6 +301,17 @@ class ModelConfig(Section):
     uniform_gate: bool = False
     similarity: bool = False
     similarity_prior_scale: float = Field(1.0, gt=0)
+    sparse_personas: bool = False
+    sparse_scale: float = Field(1.0, gt=0)
+
+    @property
+    def learns_scales(self) -> str | None:
+        """The field for which the scale of a prior is learnt, if any."""
+        if self.gate == "hierarchical" and not self.uniform_gate:
+            return "gate"
+        if self.temperature in ("pooled", "contextual"):
+            return "temperature"
+        return "sparse_personas" if self.sparse_personas and not self.uniform_gate else None
 
     @field_validator("gate")
     @classmethod

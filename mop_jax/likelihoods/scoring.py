@@ -80,6 +80,42 @@ def score_candidates(
     return ScoredCandidates(triples, scores, spread(candidates, triples, scores))
 
 
+def score_prompts(
+    records: Population,
+    prompted: Sequence[Sequence[Prompt]],
+    prompts: PromptBuilder,
+    store: LikelihoodStore,
+    language_model: ScoringModel,
+    *,
+    description: str = "Scoring",
+) -> np.ndarray:
+    """Log-likelihoods of each record's response after each of its prompts, float64 [N, P, G].
+
+    Args:
+        records: N records.
+        prompted: P prompts of each.
+        prompts: what they were built with.
+        store: see `score_candidates`.
+        language_model: see there.
+        description: of the progress bar.
+
+    Raises:
+        DataError: see `score_candidates`.
+        NotFiniteError: see `score_missing`.
+    """
+    responses = [response_ids(records, i, prompts) for i in range(len(records))]
+    owners = [i for i, built in enumerate(prompted) for _ in built]
+    scores = score_missing(
+        store,
+        language_model,
+        [prompt for built in prompted for prompt in built],
+        [responses[i] for i in owners],
+        names=[records.ids[i] for i in owners],
+        description=description,
+    )
+    return scores.reshape(len(records), -1, scores.shape[1])
+
+
 def response_ids(records: Population, index: int, prompts: PromptBuilder) -> tuple[int, ...]:
     """Scored ids of a record's response; errors name the record."""
     try:

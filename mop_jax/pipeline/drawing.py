@@ -45,7 +45,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
     weights = train.records.weights / train.records.weights.sum()
     shares = np.einsum("n,snk->sk", weights, np.exp(np.asarray(gate.persona_log_probs)))
     # Numbered here, where they would look the same, so that both figures give the same numbers.
-    names = numbered(space.components.persona_texts)
+    names = numbered([text or "(no persona)" for text in space.components.speakers])
     save_figure(
         folder / "persona_weights.png",
         plots.persona_weights(
@@ -69,7 +69,7 @@ def _gate_figures(space: Workspace, posterior: Posterior, folder: Path) -> None:
             omega[:, shown].transpose(1, 0, 2),
             [names[k] for k in shown],
             without_common_ends([test.records.contexts[i] for i in rows]),
-            space.components.exemplars.responses if space.components.shown else ["no exemplar"],
+            [pair[1] if pair else "no exemplar" for pair in space.components.shown_exemplars],
             note=""
             if len(shown) == len(names)
             else f"Shown: the {len(shown)} of {len(names)} personas that speak most.",

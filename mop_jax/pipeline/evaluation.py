@@ -31,7 +31,7 @@ from mop_jax.inference import (
     gate_at,
     load_posterior,
 )
-from mop_jax.likelihoods.scoring import response_ids, spread
+from mop_jax.likelihoods.scoring import spread
 from mop_jax.models import MixtureData
 from mop_jax.models.data import concatenated
 from mop_jax.pipeline.fitting import mixture_class, posterior_path
@@ -118,6 +118,7 @@ def evaluate_held_out(space: Workspace) -> None:
             "candidate_check": check,
             "temperature": _temperatures(main, side),
             **_similarity(main),
+            **_bare(main, side),
             "fit": json.loads((space.path / "fit.json").read_text("utf-8")),
         },
     )
@@ -213,16 +214,34 @@ def _similarity(posterior: Posterior) -> dict[str, Any]:
     return {"similarity": found} if found else {}
 
 
+def _bare(posterior: Posterior, side: Split) -> dict[str, Any]:
+    """The population's share that needs no exemplar, and no persona, where a gate may say so."""
+    if posterior.data.bare is None:
+        return {}
+    gate = gate_at(posterior, side.context_embeddings)
+    weights = side.records.weights / side.records.weights.sum()
+    shares = np.zeros((2, posterior.num_draws))
+    for draw in range(posterior.num_draws):
+        probs = np.exp(np.asarray(gate.mixing_distribution(draw).mixing_log_probs))
+        shares[0, draw] = weights @ probs[:, :, -1].sum(axis=1)
+        shares[1, draw] = weights @ probs[:, -1, -1]
+    if posterior.data.bare.no_persona is None:
+        shares = shares[:1]
+    names = ("no_exemplar", "no_exemplar_and_no_persona")
+    return {
+        "bare": {
+            name: {
+                "mean": round(float(values.mean()), 6),
+                "interval_94": np.quantile(values, [0.03, 0.97]).round(6).tolist(),
+            }
+            for name, values in zip(names, shares, strict=False)
+        }
+    }
+
+
 def _score_prompts(
     space: Workspace, records: Population, prompts: Sequence[Sequence[Prompt]]
 ) -> np.ndarray:
     """Log-likelihoods at τ = 1 of each record's response after each of its prompts, [N, P]."""
-    responses = [response_ids(records, i, space.prompts) for i in range(len(records))]
-    owners = [i for i, built in enumerate(prompts) for _ in built]
-    scores = space.score(
-        [prompt for built in prompts for prompt in built],
-        [responses[i] for i in owners],
-        [records.ids[i] for i in owners],
-        "Scoring baselines",
-    )
-    return scores[:, space.grid.unit_index].reshape(len(records), -1)
+    scores = space.score_prompts(records, prompts, "Scoring baselines")
+    return scores[..., space.grid.unit_index]

@@ -63,7 +63,7 @@ def fit_models(space: Workspace) -> None:
         data,
         responses=space.sides["train"].records.responses,
         record_ids=space.sides["train"].records.ids,
-        exemplar_ids=space.components.exemplars.ids,
+        exemplar_ids=exemplar_ids(space),
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
     write_pairs(space, space.sides["train"], known, "train_refreshed.parquet")
@@ -105,6 +105,12 @@ def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     return known, main, rounds
 
 
+def exemplar_ids(space: Workspace) -> list[str]:
+    """The ids of the gate's exemplars; that of none at all, where there is one, is "none"."""
+    components = space.components
+    return components.exemplars.ids + (["none"] if components.bare != "none" else [])
+
+
 def convergence_of(fitted: SVIFit) -> dict[str, Any]:
     """A fit's convergence for a JSON file."""
     # Too short a run has no improvement to speak of; JSON has no NaN.
@@ -127,9 +133,12 @@ def _fit_model(
     arguments["distribution"] = mixture_class(config)
     section = config.inference
     start = {}
-    if section.initial_temperature is not None and arguments["temperature"]:
+    kind = arguments["temperature"]
+    if section.initial_temperature is not None and kind not in (False, "fixed"):
         level = float(np.log(section.initial_temperature))
-        start = {"mean_log_temperature": level, "log_temperature": level}
+        start = {"mean_log_temperature": level}
+        if kind in (True, "persona"):
+            start["log_temperature"] = level
     return fit_svi(
         jax.random.fold_in(jax.random.key(config.seed), stream),
         data,

@@ -105,14 +105,15 @@ def read_simulated(space: Workspace, path: Path) -> Simulated:
     # Not splitlines(): a model may well write U+2028 and its like.
     content = path.read_text("utf-8")
     rows = [json.loads(line) for line in content.split("\n") if line]
+    texts = components.shown_exemplars
     shown = [
-        tuple(components.exemplars.responses[j] for j in (row["exemplar"], *_further(row)))
+        tuple(pair[1] for j in (row["exemplar"], *_further(row)) if (pair := texts[j]) is not None)
         for row in rows
     ]
     return Simulated(
         [row["text"] for row in rows],
         [row["sample"] % number for row in rows],
-        shown if components.shown else [() for _ in rows],
+        shown,
         hashlib.sha256(content.encode()).hexdigest(),
     )
 
@@ -152,8 +153,8 @@ def _simulate(
             posterior,
             voice.language_model,
             voice.prompts,
-            personas=space.components.persona_texts,
-            exemplars=space.components.exemplar_texts,
+            personas=space.components.speakers,
+            exemplars=space.components.shown_exemplars,
             contexts=records.contexts,
             context_embeddings=context_embeddings,
             num_samples=num_samples,
@@ -176,8 +177,9 @@ def _simulated_row(space: Workspace, records: Population, response: SimulatedRes
     row["record"] = records.ids[index]
     if records.labels is not None:
         row["label"] = records.labels[index]
-    row["persona_text"] = space.components.personas[response.persona].text
-    ids, shown = space.components.exemplars.ids, space.components.shown
+    row["persona_text"] = space.components.speakers[response.persona]
+    shown = space.components.shown_exemplars[response.exemplar] is not None
+    ids = space.components.exemplars.ids
     row["exemplar_record"] = ids[response.exemplar] if shown else None
     if space.config.simulation.num_components == 1:
         del row["further_exemplars"]

@@ -6,6 +6,7 @@ loads any.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,11 @@ from mop_jax.components.exemplars import LeaveOut
 from mop_jax.components.personas import read_personas
 from mop_jax.config import RunConfig
 from mop_jax.encoder.encoder import SentenceEncoder
-from mop_jax.likelihoods.scoring import ScoredCandidates, score_candidates, score_missing
+from mop_jax.likelihoods.scoring import (
+    ScoredCandidates,
+    score_candidates,
+    score_prompts,
+)
 from mop_jax.likelihoods.store import LikelihoodStore
 from mop_jax.lm.base import TemperatureGrid
 from mop_jax.lm.flax_lm import FlaxLM
@@ -70,6 +75,7 @@ class Workspace:
         self._inputs = inputs or Inputs(folder.config)
         self.config: RunConfig = folder.config
         self.path: Path = folder.path
+        self._bare: dict[str, np.ndarray] = {}  # by the records' fingerprint
         self._memory = memory or self.config.language_model.memory_gib
 
     @cached_property
@@ -153,6 +159,7 @@ class Workspace:
             leave_out_by(self.config),
             vectors["train_context"][[row_of[name] for name in exemplars.ids]],
             self.config.exemplars.num_exemplars > 0,
+            self.config.candidates.bare,
         )
 
     @property
@@ -164,21 +171,17 @@ class Workspace:
         """The likelihood store of this language model and grid."""
         return LikelihoodStore(self.store_path, self.language_model.fingerprint, self.grid)
 
-    def score(
-        self,
-        prompts: list[Prompt],
-        responses: list[tuple[int, ...]],
-        names: list[str],
-        description: str,
+    def score_prompts(
+        self, records: Population, prompts: Sequence[Sequence[Prompt]], description: str
     ) -> np.ndarray:
-        """Log-likelihoods float64 [n, G] of pairs, from the store as far as it has them."""
+        """Log-likelihoods of each record's response after each of its prompts, [N, P, G]."""
         with self.store() as store:
-            scores = score_missing(
+            scores = score_prompts(
+                records,
+                prompts,
+                self.prompts,
                 store,
                 self.language_model,
-                prompts,
-                responses,
-                names=names,
                 description=description,
             )
             store.compact()
@@ -220,8 +223,24 @@ class Workspace:
     ) -> MixtureData:
         """What a model is fitted to or evaluated on."""
         return self.components.data(
-            side.records, side.context_embeddings, candidates, log_likelihood, self.grid, **options
+            side.records,
+            side.context_embeddings,
+            candidates,
+            log_likelihood,
+            self.grid,
+            bare_log_likelihood=self._bare_log_likelihood(side.records),
+            **options,
         )
+
+    def _bare_log_likelihood(self, records: Population) -> np.ndarray | None:
+        """Of the bare components, [N, K (+ 1), G]; None where there are none."""
+        if self.components.bare == "none":
+            return None
+        key = records.fingerprint
+        if key not in self._bare:
+            built = self.components.bare_prompts(records, self.prompts)
+            self._bare[key] = self.score_prompts(records, built, "Scoring bare components")
+        return self._bare[key]
 
 
 def leave_out_by(config: RunConfig) -> LeaveOut:
