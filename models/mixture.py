@@ -7,6 +7,8 @@ model: that it takes a `MixtureData`, observes `data.log_likelihood`, and return
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpyro
 from flax import nnx
 
@@ -51,6 +53,7 @@ def mixture_of_personas(
     bare_log_odds: float = -1.0,
     bare_log_odds_scale: float = 1.5,
     distribution: type[PersonaMixture] = PersonaMixture,
+    num_kept: int | None = None,
     subsample_size: int | None = None,
 ) -> PersonaMixture:
     """The two-level contextual mixture with a temperature per persona (paper, section 3).
@@ -103,6 +106,8 @@ def mixture_of_personas(
         bare_log_odds_scale: their prior standard deviation.
         distribution: `PersonaMixture`, or `RenormalisedPersonaMixture` for a gate that lives on the
             scored components only.
+        num_kept: of a renormalised mixture, how many components of each record the gate lives on:
+            those that it prefers (the paper's top-M gate, M = 4); all that are scored by default.
         subsample_size: records per step (the likelihood is scaled up to all N); all by default.
 
     Returns:
@@ -140,6 +145,8 @@ def mixture_of_personas(
         groupings, data.num_personas, median=group_scale, spread=group_scale_spread
     )
 
+    kept: dict[str, Any] = {} if num_kept is None else {"num_kept": num_kept}
+
     with numpyro.plate("record", data.num_records, subsample_size=subsample_size) as index:
         batch = data if subsample_size is None else data.take(index)
         logits = logits_of(batch)
@@ -154,6 +161,7 @@ def mixture_of_personas(
             batch.log_weight,
             batch.temperature_grid,
             **temperature_arguments(log_temperature),
+            **kept,
         )
         with numpyro.handlers.scale(scale=batch.weights):
             numpyro.sample("response", mixture, obs=batch.log_likelihood)

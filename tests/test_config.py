@@ -126,7 +126,9 @@ def test_what_is_no_yaml_is_refused():
 
 
 def test_missing_and_unreadable_files(tmp_path):
-    with pytest.raises(DataError, match=r"no_such\.yaml was not found; .*demo, reuters_r8, rotten"):
+    with pytest.raises(
+        DataError, match=r"no_such\.yaml was not found; .*demo, paper, reuters_r8, rotten"
+    ):
         load_config("no_such.yaml")
     with pytest.raises(DataError, match=r"is a folder without manifest\.json"):
         load_config(tmp_path)
@@ -215,7 +217,8 @@ def test_booleans(text, value):
          "'film', line 2."),
         ("split: 3\n", "split: accepted is named fields, not 3, line 1."),
         ("model: {temperature: maybe}\n",
-         "model.temperature: accepted is true or false, not 'maybe', line 1."),
+         "model.temperature: there is no temperature 'maybe'; accepted are true, false, fixed, "
+         "persona, pooled, contextual, line 1."),
         ("inference: {learning_rate: .inf}\n",
          "inference.learning_rate: accepted is a finite number, not inf, line 1."),
         ("simulation: {top_p: 2}\n", "simulation.top_p: accepted is at most 1, not 2, line 1."),

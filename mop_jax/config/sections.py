@@ -13,6 +13,8 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -263,7 +265,17 @@ class CandidatesConfig(Section):
     similarity_temperature: float = Field(0.2, gt=0)
     refresh: int | None = Field(None, ge=0)
     refresh_tolerance: float = Field(0.02, ge=0)
+    num_kept: int | None = Field(None, ge=1)
     bare: Literal["none", "persona_only", "zero_shot"] = "none"
+
+    @model_validator(mode="after")
+    def _keeps_some_of_the_whole_world(self) -> CandidatesConfig:
+        if self.num_kept is not None and self.method != "renormalised":
+            raise ValueError(
+                f"num_kept belongs to method: renormalised; with method: {self.method} the gate "
+                "lives on all components"
+            )
+        return self
 
     @property
     def num_refreshes(self) -> int:
@@ -293,7 +305,7 @@ class ModelConfig(Section):
     gate: str = "linear"
     gate_width: int = Field(8, ge=1)
     prior_scale: float = Field(1.0, gt=0)
-    temperature: bool | Literal["fixed", "persona", "pooled", "contextual"] = True
+    temperature: bool | str = True
     temperature_prior_scale: float = Field(0.3, gt=0)
     temperature_spread: float = Field(0.1, gt=0)
     exemplar_context: bool = True
@@ -312,6 +324,23 @@ class ModelConfig(Section):
         if self.temperature in ("pooled", "contextual"):
             return "temperature"
         return "sparse_personas" if self.sparse_personas and not self.uniform_gate else None
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _temperature_is_registered(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        try:
+            return TypeAdapter(bool).validate_python(value)  # "yes", as for other switches
+        except ValidationError:
+            from mop_jax.models.temperatures import TEMPERATURES  # imports JAX
+
+            if isinstance(value, str) and value in TEMPERATURES:
+                return value
+            raise ValueError(
+                f"there is no temperature {value!r}; accepted are true, false, "
+                f"{', '.join(TEMPERATURES)}"
+            ) from None
 
     @field_validator("gate")
     @classmethod

@@ -12,6 +12,7 @@ log-likelihoods, and `RenormalisedPersonaMixture` does so over the scored compon
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -221,13 +222,32 @@ class RenormalisedPersonaMixture(PersonaMixture):
     unscored. This is the law of the full mixture *given* that the component was scored, not an
     estimate of the full mixture. Arguments are those of `PersonaMixture`; `log_weight` is 0, or −∞
     for padding.
+
+    Args:
+        num_kept: M, how many components of each record, those that the gate prefers, are the whole
+            world; all that are scored by default. Which they are is not differentiated.
     """
+
+    pytree_aux_fields = ("num_kept",)
+
+    def __init__(self, *args: Any, num_kept: int | None = None, **kwargs: Any) -> None:
+        self.num_kept = num_kept
+        super().__init__(*args, **kwargs)
 
     @property
     def candidate_log_probs(self) -> jax.Array:
-        """Log π + log Ω over the scored components, normalised, [..., C]."""
+        """Log π + log Ω over the components that are kept, normalised, [..., C]."""
         log_probs = super().candidate_log_probs
+        if self.num_kept is not None and self.num_kept < log_probs.shape[-1]:
+            log_probs = _kept(log_probs, self.num_kept)
         return _add_where_allowed(log_probs, -_masked_logsumexp(log_probs))
+
+
+@partial(jax.jit, static_argnames="number")
+def _kept(log_probs: Float[jax.Array, "*batch C"], number: int) -> Float[jax.Array, "*batch C"]:
+    """The largest log-probabilities of each row; −∞ in the place of the others."""
+    least = jax.lax.top_k(jax.lax.stop_gradient(log_probs), number)[0][..., -1:]
+    return jnp.where(log_probs >= least, log_probs, -jnp.inf)
 
 
 @jax.jit

@@ -50,7 +50,7 @@ CHECKPOINTS = ".fit"
 def fit_models(space: Workspace) -> None:
     """Writes the posteriors, their convergence, and the main one as ArviZ's InferenceData."""
     config = space.config
-    known, main, rounds = _fit_in_rounds(space)
+    known, main, rounds = fit_in_rounds(space)
     data = training_data(space, known)
     posterior = posterior_of(space, main)
     ablations = {
@@ -78,7 +78,7 @@ def fit_models(space: Workspace) -> None:
     checkpoints.remove(space.path / CHECKPOINTS)
 
 
-def _fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
+def fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:
     """Fits, proposes from the fit, scores what is new and fits again, as the configuration says.
 
     Rounds end early when one is sure to have moved the bound by less than `refresh_tolerance`; see
@@ -131,6 +131,8 @@ def _fit_model(
     config = space.config
     arguments: dict[str, Any] = {**config.model.model_dump(), **changes}
     arguments["distribution"] = mixture_class(config)
+    if config.candidates.num_kept is not None:
+        arguments["num_kept"] = config.candidates.num_kept
     section = config.inference
     start = {}
     kind = arguments["temperature"]

@@ -269,3 +269,32 @@ def test_temperatures_are_confined_to_the_grid():
     table = np.array([[[-9.0, -7.0, -8.0], [-5.0, -4.0, -3.0]]])
     found = mixture.tempered_log_likelihood(table)
     np.testing.assert_allclose(found, [[-9.0, -3.0]], rtol=1e-6)
+
+
+def test_the_gate_lives_on_the_components_that_it_prefers():
+    """Against a loop: the M largest of log π + log Ω share all the probability."""
+    rng = np.random.default_rng(0)
+    logits = (rng.normal(size=(5, 3)), rng.normal(size=(5, 4)), rng.normal(size=(3, 4)))
+    persona, exemplar = np.divmod(np.arange(12), 4)
+    persona, exemplar = (np.broadcast_to(v, (5, 12)) for v in (persona, exemplar))
+    table = rng.normal(-3, 1, (5, 12, 1))
+    weight = np.where(rng.random((5, 12)) < 0.2, -np.inf, 0.0)
+    arrays = (*logits, np.zeros(3), persona, exemplar, weight, np.ones(1))
+    arrays = tuple(
+        np.asarray(v, np.float32) if np.asarray(v).dtype.kind == "f" else v for v in arrays
+    )
+    mixture = RenormalisedPersonaMixture(*arrays, num_kept=3)
+    found = np.asarray(mixture.log_prob(np.asarray(table, np.float32)))
+    gate = np.asarray(mixture.mixing_log_probs).reshape(5, 12) + weight
+    for i in range(5):
+        kept = np.argsort(-gate[i])[:3]
+        expected = logsumexp(gate[i, kept] + table[i, kept, 0]) - logsumexp(gate[i, kept])
+        np.testing.assert_allclose(found[i], expected, rtol=1e-5)
+    whole = RenormalisedPersonaMixture(*arrays, num_kept=12)
+    np.testing.assert_allclose(
+        whole.log_prob(np.asarray(table, np.float32)),
+        RenormalisedPersonaMixture(*arrays).log_prob(np.asarray(table, np.float32)),
+    )
+    # It survives being flattened, as NumPyro does with it.
+    leaves, tree = jax.tree.flatten(mixture)
+    assert jax.tree.unflatten(tree, leaves).num_kept == 3
