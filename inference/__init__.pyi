@@ -1,7 +1,11 @@
 from .arviz_export import to_inference_data, write_netcdf
+from .comparison import compare, loo_errors
 from .convergence import ConvergenceReport, convergence_report
+from .cross_validation import HeldOutScores, kfold, loo
+from .diagnostics import ChainReport, diagnose, identified_quantities
 from .files import load_posterior, save_posterior
 from .guides import GUIDES, AutoWhitenedNormal
+from .importance import ImportanceReport, importance_resample, pareto_k
 from .nuts import fit_nuts
 from .posterior import GateDraws, Posterior, gate_at, make_posterior, posterior_draws
 from .predictive import (
@@ -17,21 +21,32 @@ from .svi import SVIFit, default_optimizer, fit_svi
 __all__ = [
     "GUIDES",
     "AutoWhitenedNormal",
+    "ChainReport",
     "ComponentDraws",
     "ConvergenceReport",
     "GateDraws",
+    "HeldOutScores",
+    "ImportanceReport",
     "Posterior",
     "SVIFit",
     "SimulatedResponse",
+    "compare",
     "convergence_report",
     "default_optimizer",
+    "diagnose",
     "draw_components",
     "fit_nuts",
     "fit_svi",
     "gate_at",
+    "identified_quantities",
+    "importance_resample",
+    "kfold",
     "load_posterior",
     "log_likelihood_draws",
+    "loo",
+    "loo_errors",
     "make_posterior",
+    "pareto_k",
     "persona_responsibilities",
     "posterior_draws",
     "posterior_predictive_log_prob",

@@ -34,7 +34,7 @@ def fit_nuts(
 
     Components are identified by their fixed texts, so chains can be compared persona by persona,
     and the linear gate's weights one by one. A bilinear gate's kernels are identified only up to a
-    rotation of its P dimensions: judge its convergence by the gate (`gate_at`), temperatures and
+    rotation of its P dimensions: `diagnose` judges convergence by the gate, temperatures and
     log-likelihoods.
 
     Args:
