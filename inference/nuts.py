@@ -13,6 +13,7 @@ from mop_jax.distributions import PersonaMixture
 from mop_jax.errors import DataError
 from mop_jax.inference.posterior import Posterior, make_posterior, model_name
 from mop_jax.inference.svi import latent_sites
+from mop_jax.models import checks
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
 
@@ -55,6 +56,7 @@ def fit_nuts(
     Raises:
         DataError: if the model has no latent sites.
     """
+    checks.random_key(rng_key)
     kwargs = dict(model_kwargs or {})
     if not latent_sites(model, data, kwargs):
         raise DataError(

@@ -19,8 +19,9 @@ import numpyro
 from mop_jax import models
 from mop_jax.distributions import MixingDistribution, PersonaMixture
 from mop_jax.errors import DataError
-from mop_jax.inference.guides import sample_guide
+from mop_jax.inference.guides import guide_name, sample_guide
 from mop_jax.inference.svi import SVIFit
+from mop_jax.models import checks
 from mop_jax.models.data import MixtureData
 
 
@@ -136,6 +137,7 @@ def posterior_draws(fit: SVIFit, rng_key: jax.Array, num_draws: int = 200) -> Po
 
     A model without latent sites has one draw, of nothing.
     """
+    checks.random_key(rng_key)
     if num_draws < 1:
         raise DataError(f"num_draws is {num_draws}; at least 1 is needed.")
     if fit.guide is None:  # no site to draw: the posterior is one point
@@ -148,7 +150,7 @@ def posterior_draws(fit: SVIFit, rng_key: jax.Array, num_draws: int = 200) -> Po
         fit.model_kwargs,
         params=fit.params,
         losses=fit.losses,
-        sampler=type(fit.guide).__name__,
+        sampler=guide_name(fit.guide),
     )
 
 

@@ -29,12 +29,15 @@ from mop_jax.inference.checkpoints import FitCheckpoints, Progress, fingerprint
 from mop_jax.inference.convergence import ConvergenceReport, convergence_report
 from mop_jax.inference.guides import (
     DEFAULT_GUIDE,
+    Guide,
     compiled_quickly,
+    guide_name,
     make_guide,
     make_loss,
     prepare_guide,
     start_at,
 )
+from mop_jax.models import checks
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas
 from mop_jax.models.scales import LEARNT_SCALE
@@ -55,7 +58,7 @@ class SVIFit(NamedTuple):
     """
 
     params: dict[str, Any]
-    guide: AutoGuide | None
+    guide: Guide | None
     losses: np.ndarray
     convergence: ConvergenceReport
     model: Callable[..., Any]
@@ -64,7 +67,7 @@ class SVIFit(NamedTuple):
 
     def __repr__(self) -> str:
         """One line: arrays say little and fill pages."""
-        guide = type(self.guide).__name__ if self.guide is not None else "no guide"
+        guide = guide_name(self.guide) if self.guide is not None else "no guide"
         name = getattr(self.model, "__name__", repr(self.model))
         return f"<SVIFit of {name}, {guide}, {len(self.losses)} steps: {self.convergence.reason}>"
 
@@ -93,7 +96,7 @@ def fit_svi(
     *,
     model: Callable[..., Any] = mixture_of_personas,
     model_kwargs: Mapping[str, Any] | None = None,
-    guide: str | type[AutoGuide] | AutoGuide = DEFAULT_GUIDE,
+    guide: str | type[AutoGuide] | AutoGuide | Callable[..., Any] = DEFAULT_GUIDE,
     optimizer: Any = None,
     num_steps: int | None = None,
     batch_size: int | None = None,
@@ -113,7 +116,8 @@ def fit_svi(
         model_kwargs: further arguments of the model.
         guide: "AutoWhitenedNormal" (a full-covariance Gaussian, see
             `mop_jax.inference.guides`), the name of a NumPyro guide ("AutoNormal" is the mean-field
-            posterior, "AutoDelta" the mode), its class, or a guide as it is.
+            posterior, "AutoDelta" the mode), its class, a guide as it is, or a function of the
+            data with the model's sites and parameters of its own.
         optimizer: optax or NumPyro optimizer; `default_optimizer(num_steps)` by default.
         num_steps: gradient steps; by default `ROUNDS` of 300, 300, 600, 1,200, 2,400 and 4,800,
             each from the full learning rate, until one of them has changed nothing.
@@ -154,6 +158,7 @@ def fit_svi(
     """
     if num_steps is not None and num_steps < 1:
         raise DataError(f"num_steps is {num_steps}; at least 1 is needed.")
+    checks.random_key(rng_key)
     kwargs = dict(model_kwargs or {})
     run_kwargs = dict(kwargs)
     if batch_size is not None and batch_size < data.num_records:
@@ -238,16 +243,14 @@ class _FlatPrior(Messenger):
             msg["fn"] = msg["fn"].mask(False)
 
 
-def _start(
-    values: Mapping[str, Any], sites: Mapping[str, Any], guide: str | type[AutoGuide] | AutoGuide
-) -> dict[str, Any]:
+def _start(values: Mapping[str, Any], sites: Mapping[str, Any], guide: Any) -> dict[str, Any]:
     """What makes a guide start at given values."""
     unknown = [name for name in values if name not in sites]
     if unknown:
         raise DataError(
             f"initial_values names the site {unknown[0]!r}; the model has {', '.join(sites)}."
         )
-    if values and isinstance(guide, AutoGuide):
+    if values and not isinstance(guide, str | type):
         raise DataError("A guide that is made already starts where it was told: no initial_values.")
     return {"init_loc_fn": start_at(values)} if values else {}
 
@@ -331,7 +334,8 @@ class _Steps:
             def step(i: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
                 state, losses = carry
                 state, loss_value = svi.update(state, data)
-                return state, losses.at[i].set(loss_value)
+                # Of a table in single precision where JAX computes in double.
+                return state, losses.at[i].set(loss_value.astype(losses.dtype))
 
             # A loop of variable length: one compilation serves the last, shorter chunk too.
             losses = jnp.zeros(chunk, data.log_likelihood.dtype)

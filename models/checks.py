@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from mop_jax.errors import DataError
@@ -53,3 +54,13 @@ def check_shape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> None:
     """Refuses another shape."""
     if array.shape != shape:
         raise DataError(f"{name} has shape {array.shape}; it must be {shape}.")
+
+
+def random_key(rng_key: Any) -> None:
+    """Refuses what is no random key of JAX; those of the older form, arrays of integers, are."""
+    old = getattr(rng_key, "dtype", None) == np.uint32 and np.shape(rng_key) == (2,)
+    dtype = getattr(rng_key, "dtype", np.dtype(float))
+    if not old and not (jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) and not rng_key.shape):
+        raise DataError(
+            f"rng_key is {rng_key!r}; it must be one random key, such as jax.random.key(0)."
+        )
