@@ -207,7 +207,8 @@ def kfold(
     fitted to the contexts of all its records, and the records' weights, which are not scaled anew.
     Every fit has data of the same shapes, so that a cache of compiled programs
     (`jax_compilation_cache_dir`) serves later folds: where folds are unequal, a record of the fit
-    is repeated with a weight of 1e-30.
+    is repeated with a weight of 1e-30. Only what holds the start of a fit as a constant is compiled
+    anew: the step and the draws of `AutoWhitenedNormal`, the start of other guides.
 
     Args:
         rng_key: decides the folds, fits and draws.
