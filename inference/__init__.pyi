@@ -15,8 +15,11 @@ from .predictive import (
     responsibilities,
     uniform_log_prob,
 )
+from .prior import PriorGate, prior_draws, prior_predictive_gate
 from .simulation import ComponentDraws, SimulatedResponse, draw_components, simulate
+from .summaries import gate_summary, persona_shares, responsibility_table
 from .svi import SVIFit, default_optimizer, fit_svi
+from .unexplained import unexplained_records
 
 __all__ = [
     "GUIDES",
@@ -28,6 +31,7 @@ __all__ = [
     "HeldOutScores",
     "ImportanceReport",
     "Posterior",
+    "PriorGate",
     "SVIFit",
     "SimulatedResponse",
     "compare",
@@ -38,6 +42,7 @@ __all__ = [
     "fit_nuts",
     "fit_svi",
     "gate_at",
+    "gate_summary",
     "identified_quantities",
     "importance_resample",
     "kfold",
@@ -48,12 +53,17 @@ __all__ = [
     "make_posterior",
     "pareto_k",
     "persona_responsibilities",
+    "persona_shares",
     "posterior_draws",
     "posterior_predictive_log_prob",
+    "prior_draws",
+    "prior_predictive_gate",
     "responsibilities",
+    "responsibility_table",
     "save_posterior",
     "simulate",
     "to_inference_data",
+    "unexplained_records",
     "uniform_log_prob",
     "write_netcdf",
 ]
