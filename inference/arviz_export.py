@@ -8,7 +8,6 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro
 
@@ -19,6 +18,18 @@ with warnings.catch_warnings():
 
 from mop_jax import atomic
 from mop_jax.errors import DataError, FaultError
+from mop_jax.inference.arviz_choices import (
+    choice_constants,
+    choice_coords,
+    choice_dims,
+    drawn_counts,
+)
+from mop_jax.inference.arviz_quantities import (
+    QUANTITY_DIMS,
+    describe_variables,
+    quantities_of,
+    with_log_likelihood,
+)
 from mop_jax.inference.netcdf_values import (
     attribute,
     attribute_name,
@@ -29,9 +40,7 @@ from mop_jax.inference.netcdf_values import (
     variable_names,
 )
 from mop_jax.inference.posterior import Posterior, model_name
-from mop_jax.inference.predictive import log_likelihood_draws
 from mop_jax.inference.simulation import SimulatedResponse
-from mop_jax.models.choice_data import Choices
 from mop_jax.models.data import MixtureData
 
 RESPONSE_STATISTICS: dict[str, Callable[[str], float]] = {
@@ -57,11 +66,17 @@ def to_inference_data(
     statistics: Mapping[str, Callable[[str], float]] | None = None,
     names: Mapping[str, Sequence[Any]] | None = None,
     predictive_key: jax.Array | None = None,
+    prior: Posterior | None = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> arviz.InferenceData:
     """The posterior in ArviZ's groups.
 
-    `posterior` holds every site, with `persona` and any other dimension that the model names;
+    `posterior` holds every site, with `persona` and any other dimension that the model names, and
+    what can be read whatever the gate: `temperature`, τ_k, and `persona_share`, the mean of π_k(x)
+    over the records by their weights. Where the model's arguments decide one of these whatever the
+    draw (a uniform gate, τ = 1), `constant_data` has it. A site whose entries mean nothing one by
+    one, a bilinear gate's kernel, says so in its attribute `identified`. `prior` holds the same of
+    draws from the prior (`arviz.plot_dist_comparison` shows both);
     `log_likelihood` the response's log p(y_i | x_i, θ_s) in nats;
     `sample_stats` each draw's total `weighted_log_likelihood`; `constant_data` what the model is
     given: the table of log-likelihoods, candidates, leave-one-out mask and weights, and for a gate
@@ -103,6 +118,7 @@ def to_inference_data(
             `question` and, by grouping, `age_level`; questions and levels may be those that were
             known, and `unseen` is added.
         predictive_key: decides the drawn counts of closed answers; `jax.random.key(0)` by default.
+        prior: draws from the prior (`prior_draws`), for the group `prior`.
         attributes: further attributes of every group; what is neither text nor number becomes JSON.
 
     Raises:
@@ -114,56 +130,61 @@ def to_inference_data(
             f"num_chains is {num_chains}, which does not divide the {posterior.num_draws} draws; "
             "chains must be equally long."
         )
+    if prior is not None and prior.data.num_personas != data.num_personas:
+        raise DataError(
+            f"prior is of {prior.data.num_personas} personas, and data of {data.num_personas}; "
+            "draw it for the same data (prior_draws)."
+        )
     statistics = RESPONSE_STATISTICS if statistics is None else statistics
 
     def by_chain(values: Any) -> np.ndarray:
         values = np.asarray(values)
         return values.reshape(num_chains, -1, *values.shape[1:])
 
-    log_likelihood = log_likelihood_draws(posterior, data)
+    log_likelihood, quantities = with_log_likelihood(posterior, data)
     coords = {
         "record": coordinate("record_ids", record_ids, data.num_records),
         "persona": coordinate("persona_names", persona_names, data.num_personas),
         "exemplar": coordinate("exemplar_ids", exemplar_ids, data.num_exemplars),
         "grid_temperature": np.asarray(data.temperature_grid),
     }
-    dims = {
-        **site_dims(posterior, data),
-        "response": ["record"],
-        "response_log_likelihood": ["record", "candidate", "grid_temperature"],
-        "leave_out": ["record", "exemplar"],
-        "weight": ["record"],
-        **{name: ["record", "candidate"] for name in ("persona_index", "exemplar_index")},
-        "log_weight": ["record", "candidate"],
-        **{name: ["record"] for name in ("label", "group")},
-        **{name: ["exemplar"] for name in ("exemplar_label", "exemplar_group")},
-        "context_similarity": ["record", "exemplar"],
-    }
-    weighted = np.asarray(log_likelihood) * np.asarray(data.weights)
-    variables = variable_names(posterior.samples, dims)
+    named = {**({} if prior is None else site_dims(prior, data)), **site_dims(posterior, data)}
+    dims = {**_RECORD_DIMS, **QUANTITY_DIMS}
+    sites = [*posterior.samples, *({} if prior is None else prior.samples)]
+    variables = variable_names(sites, {**named, **dims}, QUANTITY_DIMS)
+    dims = {variables[site]: own for site, own in named.items()} | dims
+    weighted = log_likelihood * np.asarray(data.weights)
+    drawn = {variables[site]: value for site, value in posterior.samples.items()} | quantities.drawn
     groups: dict[str, Any] = {
-        "posterior": {
-            variables[name]: by_chain(value) for name, value in posterior.samples.items()
-        },
+        "posterior": {name: by_chain(value) for name, value in drawn.items()},
         "log_likelihood": {"response": by_chain(log_likelihood)},
         # Not `lp`, which in ArviZ is the log joint density: priors are not in it.
         "sample_stats": {"weighted_log_likelihood": by_chain(weighted.sum(1))},
         "constant_data": {
-            **_table(data),
+            **(
+                {"response_log_likelihood": np.asarray(data.log_likelihood)}
+                if data.choices is None
+                else choice_constants(data.choices)
+            ),
             "persona_index": np.asarray(data.persona_index),
             "exemplar_index": np.asarray(data.exemplar_index),
             "log_weight": np.asarray(data.log_weight),
             "leave_out": np.asarray(data.leave_out),
             "weight": np.asarray(data.weights),
             **_similarity(posterior, data),
+            **quantities.fixed,
         },
     }
+    if prior is not None:
+        told = {variables[site]: value for site, value in prior.samples.items()}
+        told |= quantities_of(prior, data).drawn
+        groups["prior"] = {name: np.asarray(value)[None] for name, value in told.items()}
     if data.choices is not None:
-        dims |= _choice_dims(data.choices)
-        coords |= _choice_coords(data.choices, names or {})
+        dims |= choice_dims(data.choices)
+        coords |= choice_coords(data.choices, names or {})
         groups["observed_data"] = {"counts": np.asarray(data.choices.counts)}
         key = jax.random.key(0) if predictive_key is None else predictive_key
-        groups["posterior_predictive"] = {"counts": by_chain(_drawn_counts(posterior, data, key))}
+        groups["posterior_predictive"] = {"counts": by_chain(drawn_counts(posterior, data, key))}
     elif names:
         raise DataError(f"names has {next(iter(names))!r}; only closed answers have names.")
     if responses is not None:
@@ -174,7 +195,7 @@ def to_inference_data(
     inference_data = arviz.from_dict(
         **{name: group for name, group in groups.items() if group},
         coords=coords,
-        dims={variables.get(name, name): value for name, value in dims.items()},
+        dims=dims,
     )
     if simulated is not None:
         predictive = _predictive_group(simulated, data.num_records, statistics)
@@ -190,20 +211,7 @@ def to_inference_data(
             {"loss": posterior.losses}, dims={"loss": ["step"]}, default_dims=[]
         )
         inference_data.add_groups({"optimization": losses}, warn_on_custom_groups=False)
-    provenance = {
-        "inference_library": "numpyro",
-        "inference_library_version": numpyro.__version__,
-        "created_by": "mop_jax",
-        "mop_jax_version": version("mop-jax"),
-        "model": model_name(posterior.model),
-        "sampler": posterior.sampler or "unknown",
-        "draws": _INDEPENDENT if posterior.num_chains is None else "Markov chains",
-        **{attribute_name(name): attribute(value) for name, value in (attributes or {}).items()},
-    }
-    for group in inference_data.groups():
-        inference_data[group].attrs.update(provenance)
-        # Without the time of day, the same fit makes the same file.
-        inference_data[group].attrs.pop("created_at", None)
+    _add_attributes(inference_data, posterior, prior, attributes or {})
     said = [_LOO_OF_ITEMS] if data.choices is not None else []
     if approximations := _loo_approximations(posterior, data):
         said.append(f"loo is approximate: {'; '.join(approximations)}")
@@ -212,76 +220,48 @@ def to_inference_data(
     return inference_data
 
 
+_RECORD_DIMS: dict[str, list[str]] = {
+    "response": ["record"],
+    "response_log_likelihood": ["record", "candidate", "grid_temperature"],
+    "leave_out": ["record", "exemplar"],
+    "weight": ["record"],
+    **{name: ["record", "candidate"] for name in ("persona_index", "exemplar_index")},
+    "log_weight": ["record", "candidate"],
+    **{name: ["record"] for name in ("label", "group")},
+    **{name: ["exemplar"] for name in ("exemplar_label", "exemplar_group")},
+    "context_similarity": ["record", "exemplar"],
+}
+
+
+def _add_attributes(
+    inference_data: arviz.InferenceData,
+    posterior: Posterior,
+    prior: Posterior | None,
+    attributes: Mapping[str, Any],
+) -> None:
+    """Where every group comes from, and what may be read of its variables."""
+    provenance = {
+        "inference_library": "numpyro",
+        "inference_library_version": numpyro.__version__,
+        "created_by": "mop_jax",
+        "mop_jax_version": version("mop-jax"),
+        "model": model_name(posterior.model),
+        "sampler": posterior.sampler or "unknown",
+        "draws": _INDEPENDENT if posterior.num_chains is None else "Markov chains",
+        **{attribute_name(name): attribute(value) for name, value in attributes.items()},
+    }
+    for name in inference_data.groups():
+        group = inference_data[name]
+        group.attrs.update(provenance)
+        # Without the time of day, the same fit makes the same file.
+        group.attrs.pop("created_at", None)
+        if name in ("posterior", "prior", "constant_data"):
+            describe_variables(group)
+        if name == "prior" and prior is not None:
+            group.attrs.update(model=model_name(prior.model), sampler="prior", draws="independent")
+
+
 _LOO_OF_ITEMS = "loo leaves out an item: all answers that a record counts, not one person's"
-
-
-def _table(data: MixtureData) -> dict[str, np.ndarray]:
-    """What the language model said, and for closed answers what else an item is given."""
-    choices = data.choices
-    if choices is None:
-        return {"response_log_likelihood": np.asarray(data.log_likelihood)}
-    return {
-        "option_log_likelihood": np.asarray(choices.option_log_likelihood),
-        "option_offset": np.asarray(choices.option_offset),
-        **(
-            {}
-            if choices.option_preference is None
-            else {"option_preference": np.asarray(choices.option_preference)}
-        ),
-        "question_index": _codes(choices.question),
-        **{f"level_index.{name}": _codes(design) for name, design in choices.groups.items()},
-    }
-
-
-def _codes(design: Any) -> np.ndarray:
-    """The column that each row is in; −1 for the last, which is of what was not known."""
-    column = np.asarray(design).argmax(1)
-    return np.where(column == np.shape(design)[1] - 1, -1, column)
-
-
-def _choice_dims(choices: Choices) -> dict[str, list[str]]:
-    return {
-        "counts": ["record", "option"],
-        "option_log_likelihood": ["record", "candidate", "option"],
-        "option_offset": ["record", "option"],
-        "option_preference": ["record", "option"],
-        "question_index": ["record"],
-        **{f"level_index.{name}": ["record"] for name in choices.groups},
-    }
-
-
-def _choice_coords(choices: Choices, names: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    sizes = {"option": np.shape(choices.counts)[1], "question": np.shape(choices.question)[1]}
-    sizes |= {f"{name}_level": np.shape(v)[1] for name, v in choices.groups.items()}
-    unknown = [name for name in names if name not in sizes]
-    if unknown:
-        raise DataError(
-            f"names has {unknown[0]!r}, which is no dimension; there are {', '.join(sizes)}."
-        )
-    coords = {}
-    for name, size in sizes.items():
-        given = None if name not in names else list(names[name])
-        if name != "option":
-            given = [*range(size - 1)] if given is None else given
-            if len(given) == size - 1:
-                given = [*map(str, given), "unseen"]
-        coords[name] = coordinate(f"names[{name!r}]", given, size)
-    return coords
-
-
-def _drawn_counts(posterior: Posterior, data: MixtureData, rng_key: jax.Array) -> np.ndarray:
-    """Counts drawn for as many people as were counted, [S, N, M]."""
-    data = data._replace(
-        feature_maps=posterior.data.feature_maps, similarity=posterior.data.similarity
-    )
-    draws = {name: jnp.asarray(values) for name, values in posterior.samples.items()}
-    predictive = numpyro.infer.Predictive(
-        numpyro.handlers.uncondition(posterior.model),
-        draws,
-        num_samples=None if draws else 1,
-        return_sites=["response"],
-    )
-    return np.asarray(predictive(rng_key, data, **posterior.model_kwargs)["response"])
 
 
 def _similarity(posterior: Posterior, data: MixtureData) -> dict[str, np.ndarray]:

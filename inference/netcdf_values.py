@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,14 +38,20 @@ def storable(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def variable_names(samples: Mapping[str, Any], dims: Mapping[str, list[str]]) -> dict[str, str]:
-    """Names of the sites' variables: their own, unless a dimension has it."""
-    taken = {"chain", "draw", *(dim for named in dims.values() for dim in named)}
+def variable_names(
+    samples: Iterable[str], dims: Mapping[str, list[str]], others: Iterable[str] = ()
+) -> dict[str, str]:
+    """Names of the sites' variables: their own, unless a dimension or another variable has it."""
+    dimensions = {"chain", "draw", *(dim for named in dims.values() for dim in named)}
+    taken = {
+        **dict.fromkeys(others, "another variable"),
+        **dict.fromkeys(dimensions, "a dimension"),
+    }
     names = {name: f"site_{name}" if name in taken else name for name in samples}
     for name, variable in names.items():
         if name != variable:
             warnings.warn(
-                f"Site {name!r} has the name of a dimension; it is exported as {variable!r}.",
+                f"Site {name!r} has the name of {taken[name]}; it is exported as {variable!r}.",
                 stacklevel=3,
             )
     return names

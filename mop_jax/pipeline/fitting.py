@@ -22,6 +22,7 @@ from mop_jax.inference import (
     default_optimizer,
     fit_svi,
     posterior_draws,
+    prior_draws,
     save_posterior,
     to_inference_data,
     write_netcdf,
@@ -42,7 +43,9 @@ from mop_jax.pipeline.workspace import Workspace
 
 # Independent streams of random numbers, one for each use.
 # Far from small numbers: those are samples' own keys when responses are simulated.
-_FIT, _DRAWS, _ABLATION = 2**31 + 1, 2**31 + 2, 2**31 + 3
+_FIT, _DRAWS, _ABLATION, _PRIOR = 2**31 + 1, 2**31 + 2, 2**31 + 3, 2**31 + 4
+# Enough for the density of a share beside that of its posterior; they take two seconds.
+_PRIOR_DRAWS = 200
 # From there a fit that was killed goes on, and one that was finished before comes back.
 CHECKPOINTS = ".fit"
 
@@ -64,6 +67,7 @@ def fit_models(space: Workspace) -> None:
         responses=space.sides["train"].records.responses,
         record_ids=space.sides["train"].records.ids,
         exemplar_ids=exemplar_ids(space),
+        prior=_prior(space, data, posterior),
         attributes={"configuration": json.dumps(config.model_dump(mode="json"))},
     )
     write_pairs(space, space.sides["train"], known, "train_refreshed.parquet")
@@ -76,6 +80,19 @@ def fit_models(space: Workspace) -> None:
     atomic.write_json(space.path / "fit.json", report)
     atomic.write_json(space.path / "rounds.json", [made._asdict() for made in rounds])
     checkpoints.remove(space.path / CHECKPOINTS)
+
+
+def _prior(space: Workspace, data: MixtureData, posterior: Posterior) -> Posterior | None:
+    """Draws from the prior that the fit had; a fit of the likelihood alone had none."""
+    if space.config.inference.maximum_likelihood:
+        return None
+    return prior_draws(
+        jax.random.fold_in(jax.random.key(space.config.seed), _PRIOR),
+        data,
+        model=posterior.model,
+        model_kwargs=posterior.model_kwargs,
+        num_draws=_PRIOR_DRAWS,
+    )
 
 
 def fit_in_rounds(space: Workspace) -> tuple[Round, SVIFit, list[RoundReport]]:

@@ -5,6 +5,7 @@ import json
 import warnings
 
 import arviz
+import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from hypothesis import strategies as st
 from mop_jax.errors import DataError, FaultError
 from mop_jax.inference import (
     SimulatedResponse,
+    gate_at,
     log_likelihood_draws,
     make_posterior,
+    prior_draws,
     to_inference_data,
     write_netcdf,
 )
@@ -43,7 +46,8 @@ def test_groups_dims_and_file(rt_posterior, rt_data, tmp_path):
     np.testing.assert_array_equal(weight[0], rt_posterior.samples["gate.exemplar_context_weight"])
     assert loaded.log_likelihood["response"].dims == ("chain", "draw", "record")
     expected = np.asarray(log_likelihood_draws(rt_posterior, rt_data))
-    np.testing.assert_array_equal(loaded.log_likelihood["response"][0], expected)
+    # Other programs add in another order.
+    np.testing.assert_allclose(loaded.log_likelihood["response"][0], expected, rtol=1e-6)
     np.testing.assert_allclose(
         loaded.sample_stats["weighted_log_likelihood"][0],
         (expected * rt_data.weights).sum(1),
@@ -55,6 +59,74 @@ def test_groups_dims_and_file(rt_posterior, rt_data, tmp_path):
     assert len(loaded.optimization["loss"]) == 60
     assert loaded.posterior.attrs["inference_library"] == "numpyro"
     assert {"inference_library_version", "mop_jax_version", "run"} <= set(loaded.posterior.attrs)
+
+
+def test_temperatures_and_shares_are_there_beside_the_sites(small):
+    data = small[0]._replace(weights=1 + np.arange(6) % 2)
+    posterior = prior_draws(jax.random.key(1), data, num_draws=5)
+    group = to_inference_data(posterior, data).posterior
+    assert set(group.data_vars) == {*posterior.samples, "temperature", "persona_share"}
+    gate = gate_at(posterior, data.context_embeddings)
+    shares = np.average(np.exp(gate.persona_log_probs), axis=1, weights=data.weights)
+    for name, expected in {"temperature": gate.temperature, "persona_share": shares}.items():
+        assert group[name].dims == ("chain", "draw", "persona")
+        np.testing.assert_allclose(group[name][0], expected, rtol=1e-5)
+        assert group[name].attrs["description"]
+    # A linear gate's weights mean something one by one.
+    assert not [name for name in group.data_vars if "identified" in group[name].attrs]
+
+
+def test_a_prior_stands_beside_the_posterior(rt_posterior, rt_data, tmp_path):
+    names = ["critic", "fan", "cynic", "parent"]
+    prior = prior_draws(jax.random.key(0), rt_data, num_draws=7)
+    exported = to_inference_data(rt_posterior, rt_data, prior=prior, persona_names=names)
+    write_netcdf(tmp_path / "prior.nc", exported)
+    loaded = arviz.from_netcdf(tmp_path / "prior.nc")
+    assert dict(loaded.prior.sizes)["draw"] == 7
+    assert set(loaded.prior.data_vars) == set(loaded.posterior.data_vars)
+    for name in loaded.posterior.data_vars:
+        assert loaded.prior[name].dims == loaded.posterior[name].dims
+        assert loaded.prior[name].shape[2:] == loaded.posterior[name].shape[2:]
+    for name, draws in prior.samples.items():
+        np.testing.assert_array_equal(loaded.prior[name][0], draws)
+    assert loaded.prior["persona"].values.tolist() == names
+    np.testing.assert_allclose(loaded.prior["persona_share"].sum("persona"), 1, rtol=1e-5)
+    assert loaded.prior.attrs["sampler"] == "prior"
+    assert loaded.posterior.attrs["sampler"] == rt_posterior.sampler
+    arviz.plot_dist_comparison(loaded, var_names=["persona_share"])
+    plt.close("all")
+
+
+def test_kernels_that_can_be_rotated_say_so(small):
+    data, _ = small
+    prior = prior_draws(jax.random.key(0), data, model_kwargs={"gate": "bilinear"}, num_draws=2)
+    exported = to_inference_data(prior, data, prior=prior)
+    for group in (exported.posterior, exported.prior):
+        marked = {name for name in group.data_vars if "identified" in group[name].attrs}
+        kernels = {f"gate.{kind}_kernel" for kind in ("context", "persona", "exemplar")}
+        assert marked == kernels
+        assert "persona_share" in group["gate.persona_kernel"].attrs["identified"]
+
+
+def test_what_the_arguments_decide_is_no_draw(rt_data, small):
+    # The table was scored at τ = 1 alone, to which every temperature is confined.
+    exported = to_inference_data(independent_draws(rt_data, 8), rt_data)
+    assert set(exported.posterior.data_vars) == {"log_temperature", "mean_log_temperature"}
+    for name, expected in {"persona_share": 0.25, "temperature": 1.0}.items():
+        assert exported.constant_data[name].dims == ("persona",)
+        np.testing.assert_allclose(exported.constant_data[name], expected, rtol=1e-6)
+    # All draws of a point estimate are alike, and they are draws nevertheless.
+    data = small[0]
+    point = prior_draws(jax.random.key(1), data, num_draws=1)
+    point = point.replace(samples={k: np.repeat(v, 8, 0) for k, v in point.samples.items()})
+    exported = to_inference_data(point, data)
+    assert {"temperature", "persona_share"} <= set(exported.posterior.data_vars)
+    assert not {"temperature", "persona_share"} & set(exported.constant_data.data_vars)
+
+
+def test_a_prior_of_other_personas_is_refused(rt_posterior, rt_data, small):
+    with pytest.raises(DataError, match="prior is of 3 personas, and data of 4"):
+        to_inference_data(rt_posterior, rt_data, prior=small[1])
 
 
 def test_the_file_says_in_what_loo_is_approximate(rt_posterior, rt_data, tmp_path):
@@ -252,6 +324,15 @@ def test_a_file_that_cannot_be_written_is_one_sentence(small, tmp_path):
     for path in (tmp_path / "file" / "a.nc", tmp_path, tmp_path / f"{'a' * 300}.nc"):
         with pytest.raises(FaultError, match="could not be written"):
             write_netcdf(path, exported)
+
+
+def test_a_site_named_like_a_quantity_keeps_its_draws(small):
+    data, posterior = small
+    named = posterior.replace(samples={"temperature": np.full((1, 2), 5.0)})
+    with pytest.warns(UserWarning, match="Site 'temperature' has the name of another variable"):
+        exported = to_inference_data(named, data)
+    np.testing.assert_array_equal(exported.posterior["site_temperature"], np.full((1, 1, 2), 5.0))
+    np.testing.assert_array_equal(exported.posterior["temperature"], np.ones((1, 1, 3)))
 
 
 def test_a_site_named_like_a_dimension_keeps_its_draws(small):

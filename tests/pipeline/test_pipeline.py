@@ -147,7 +147,10 @@ def test_the_posterior_files_agree(finished_run):
     assert stored.observed_data["response_words"].dims == ("record",)
     assert stored.posterior.sizes["persona"] == 2
     assert stored.posterior["log_temperature"].dims == ("chain", "draw", "persona")
-    assert set(stored.posterior.data_vars) == set(posterior.samples)
+    quantities = {"temperature", "persona_share"}
+    assert set(stored.posterior.data_vars) == {*posterior.samples, *quantities}
+    assert set(stored.prior.data_vars) == {*posterior.samples, *quantities}
+    assert stored.prior.sizes["draw"] == 200
     for name, values in posterior.samples.items():
         np.testing.assert_array_equal(np.concatenate(stored.posterior[name].to_numpy()), values)
     assert stored.log_likelihood["response"].dims == ("chain", "draw", "record")
