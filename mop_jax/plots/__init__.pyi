@@ -1,6 +1,6 @@
 from .evidence import candidate_convergence, held_out_comparison
 from .fit import elbo_trace, running_mean
-from .gate import omega_heatmap, persona_weights
+from .gate import omega_heatmap, persona_shares, persona_weights
 from .likeness import effective_sizes, embedding_map
 from .methods import method_comparison
 from .style import save_figure
@@ -18,6 +18,7 @@ __all__ = [
     "method_comparison",
     "omega_heatmap",
     "persona_groups",
+    "persona_shares",
     "persona_weights",
     "running_mean",
     "save_figure",

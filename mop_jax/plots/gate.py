@@ -16,6 +16,7 @@ from mop_jax.plots.style import (
     BLUE,
     GREY,
     INK,
+    VERMILLION,
     as_array,
     as_names,
     new_figure,
@@ -114,6 +115,102 @@ def persona_weights(
     return figure
 
 
+@styled
+def persona_shares(
+    gate: ArrayLike,
+    responsibilities: ArrayLike,
+    names: Sequence[str],
+    *,
+    population_label: str,
+    level: float = 0.9,
+    max_personas: int = 30,
+) -> Figure:
+    """Each persona's share of the population: from the gate, and from what people responded.
+
+    The two are `mop_jax.inference.persona_shares`' sources; where they part, the gate does not say
+    of contexts what the responses say. Personas are sorted by the gate's share.
+
+    Args:
+        gate: mean, low and high of each persona's share by the gate, [K, 3]; means sum to one.
+        responsibilities: the same of its share by responsibilities, [K, 3].
+        names: the personas' texts [K].
+        population_label: what the population is, such as "400 training reviews".
+        level: of the intervals.
+        max_personas: with more personas than this only the largest are shown, and it is said so.
+
+    Raises:
+        DataError: if a shape does not fit, or shares are none.
+
+    Example:
+        >>> shares = [[0.6, 0.5, 0.7], [0.4, 0.3, 0.5]]
+        >>> figure = persona_shares(shares, shares, ["warm", "dry"], population_label="9 reviews")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['warm', 'dry']
+    """
+    would = as_array("gate", gate, "K 3", **{"3": 3})
+    num_personas = len(would)
+    did = as_array("responsibilities", responsibilities, "K 3", K=num_personas, **{"3": 3})
+    labels = numbered(as_names("names", names, "persona", num_personas))
+    for name, shares in (("gate", would), ("responsibilities", did)):
+        inside = ((shares >= 0) & (shares <= 1)).all() and (shares[:, 1] <= shares[:, 2]).all()
+        if not inside or not np.isclose(shares[:, 0].sum(), 1.0, atol=1e-3):
+            raise DataError(
+                f"`{name}` must hold mean, low and high from 0 to 1, with means that sum to 1."
+            )
+    if not 0 < level < 1:
+        raise DataError(f"`level` is {level}; accepted: between 0 and 1.")
+    if max_personas < 1:
+        raise DataError(f"`max_personas` is {max_personas}; accepted: at least 1.")
+    order = np.argsort(-would[:, 0], kind="stable")[:max_personas]
+    apart = 100 * np.abs(would[:, 0] - did[:, 0]).max()
+    ends = np.concatenate([would, did])
+    how = "Blue circles: by the gate, who would speak. Orange diamonds: by responses, who did. "
+    how += (
+        f"Lines: {level:.0%} intervals."
+        if (ends[:, 1] < ends[:, 2]).any()
+        else "Point estimates: no intervals."
+    )
+    if len(order) < num_personas:
+        how += (
+            f"\nThe {len(order)} largest of {num_personas} personas, with "
+            f"{would[order, 0].sum():.0%} of the population by the gate."
+        )
+    figure = new_figure(
+        f"Of {population_label}, personas speak for {would[:, 0].min():.1%} to "
+        f"{would[:, 0].max():.1%}; gate and responses differ by up to {apart:.1f} points",
+        how,
+        body_height=0.55 + len(order) * (0.42 if len(order) <= 16 else 0.3),
+    )
+    axes = figure.subplots()
+    text_rows(axes)
+    uniform = 1.0 / num_personas
+    _reference_line(axes, uniform, "uniform 1/K")
+    rows = np.arange(len(order))
+    for label, shares, shift, colour, marker in (
+        ("gate", would, -0.15, BLUE, "o"),
+        ("responsibilities", did, 0.15, VERMILLION, "D"),
+    ):
+        mean, low, high = shares[order].T
+        axes.hlines(rows + shift, low, high, colors=colour, linewidth=1.6, label=label)
+        axes.scatter(
+            mean,
+            rows + shift,
+            s=26 if marker == "o" else 22,
+            marker=marker,
+            c=colour,
+            edgecolors="white",
+            linewidths=0.8,
+            zorder=3,
+        )
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("share of the population")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
+    lines = 2 if len(order) <= 16 else 1
+    axes.set_yticks(rows, [shortened(labels[k], 48, lines) for k in order])
+    return figure
+
+
 def _varies(draws: np.ndarray) -> bool:
     """Whether draws [S, K] differ; a point estimate may come as many, equal but for rounding."""
     return not np.allclose(draws, draws[0], rtol=1e-5, atol=0.0)
@@ -130,15 +227,19 @@ def _interval_rows(
     excludes &= _varies(draws)
     colours = np.where(excludes, BLUE, GREY).tolist()
     text_rows(axes)
-    axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    _reference_line(axes, reference, reference_label)
     axes.hlines(rows, outer[0], outer[1], colors=colours, linewidth=1.1, label="94%")
     axes.hlines(rows, inner[0], inner[1], colors=colours, linewidth=3.6, label="50%")
     axes.scatter(
         draws.mean(axis=0), rows, s=30, c=colours, edgecolors="white", linewidths=0.9, zorder=3
     )
     axes.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def _reference_line(axes: Axes, reference: float, label: str) -> None:
+    axes.axvline(reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     axes.annotate(
-        reference_label,
+        label,
         xy=(reference, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(0, 3),

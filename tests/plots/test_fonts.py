@@ -65,6 +65,9 @@ def hard_figures() -> dict[str, Figure]:
         "weights": plots.persona_weights(
             weights, texts, population_label=everything[:200], temperatures=1 + weights
         ),
+        "shares": plots.persona_shares(
+            *[np.full((size, 3), 1 / size)] * 2, texts, population_label=everything[:200]
+        ),
         "omega": plots.omega_heatmap(
             rng.dirichlet(np.ones(size), size=(2, size)), texts[:2], texts, texts, note=everything
         ),

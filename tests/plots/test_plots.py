@@ -31,6 +31,12 @@ def each_figure() -> dict[str, Figure]:
         "weights": plots.persona_weights(
             weights, names, population_label="9 reviews", temperatures=1 + weights
         ),
+        "shares": plots.persona_shares(
+            np.stack([weights.mean(0), weights.min(0), weights.max(0)], axis=1),
+            np.stack([weights[0]] * 3, axis=1),
+            names,
+            population_label="9 reviews",
+        ),
         "omega": plots.omega_heatmap(omega, names[:2], ["a", "b", "c"], list("wxyz")),
         "map": plots.embedding_map(
             rng.normal(size=(30, 5)),
