@@ -55,6 +55,13 @@ class ImportanceReport(NamedTuple):
     effective_sample_size: float
     log_weights: np.ndarray
 
+    def __repr__(self) -> str:
+        """One line: arrays say little and fill pages."""
+        return (
+            f"<Pareto k = {self.pareto_k:.2f} of {len(self.log_weights)} draws, "
+            f"{self.effective_sample_size:.0f} of them effective. {self.reason}>"
+        )
+
 
 def pareto_threshold(num_draws: int) -> float:
     """The k up to which S weighted draws are reliable, min(1 − 1 / log10 S, 0.7)."""

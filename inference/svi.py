@@ -270,7 +270,7 @@ def learnt_scales(
 ) -> list[str]:
     """The sites of a model that say of themselves that they are scales of other sites' priors."""
     sites = _abstract_sites(model, data, model_kwargs)
-    return [name for name, site in sites.items() if site["infer"].get(LEARNT_SCALE)]
+    return [name for name, site in sites.items() if LEARNT_SCALE in site["infer"]]
 
 
 def _abstract_sites(

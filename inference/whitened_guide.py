@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from mop_jax.errors import FaultError
 from mop_jax.models.data import MixtureData
+from mop_jax.models.scales import LEARNT_SCALE
 
 _MODE_STEPS = 400
 _DIRECTIONS = 16  # of the Hessian, at a time
@@ -49,6 +50,10 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
     the fit starts at the Laplace approximation instead of at a narrow ball around a draw from the
     prior. Where the posterior is nearly Gaussian, a few hundred steps do.
 
+    Scales of priors that are learnt (`mop_jax.models.learnt_scale`) are held at their prior median
+    while ẑ is searched for: the mode of a hierarchical posterior is one of huge scales and tiny
+    effects, far from where its probability is. In their directions H is that of the prior.
+
     `prepare_guide` finds ẑ and L before the first step; they are the same whenever key and data
     are, so a fit that is resumed finds them again.
     """
@@ -67,9 +72,14 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
             return lambda latent, data: potential_energy(model, (data,), kwargs, unpack(latent))
 
         prior = numpyro.handlers.block(model, hide_fn=_is_observed)
+        start, held = self._scales_at_their_median()
         mode, hessian, prior_hessian = _mode_and_hessians(
-            potential_of(model), potential_of(prior), self._init_latent, data
+            potential_of(model), potential_of(prior), start, data, held
         )
+        if held is not None:
+            # No minimum in their directions, and so no curvature to go by: as wide as the prior.
+            apart = np.asarray(held)[:, None] | np.asarray(held)
+            hessian = np.where(apart, prior_hessian, hessian)
         if not (np.isfinite(mode).all() and np.isfinite(hessian).all()):
             raise FaultError(
                 "The log joint density has no finite mode: the search ended at a value or second "
@@ -82,6 +92,18 @@ class AutoWhitenedNormal(AutoMultivariateNormal):
         self._whitening = LowerCholeskyAffine(
             jnp.asarray(mode, dtype), jnp.asarray(scale_tril, dtype)
         )
+
+    def _scales_at_their_median(self) -> tuple[jax.Array, jax.Array | None]:
+        """The start with learnt scales at their prior median, and where they are in it."""
+        start = self._init_latent
+        place = self._unpack_latent(jnp.arange(start.size, dtype=start.dtype))
+        held = jnp.zeros(start.size, bool)
+        for name, site in self.prototype_trace.items():
+            if site["type"] == "sample" and LEARNT_SCALE in site["infer"]:
+                index, median = place[name].astype(int), site["infer"][LEARNT_SCALE]
+                # Positive numbers are searched for by their logarithm.
+                start, held = start.at[index].set(np.log(median)), held.at[index].set(True)
+        return start, held if held.any() else None
 
     def _get_posterior(self) -> dist.Distribution:
         loc = numpyro.param(f"{self.prefix}_loc", jnp.zeros_like(self._init_latent))
@@ -155,8 +177,12 @@ def _mode_and_hessians(
     prior_potential: Callable[..., jax.Array],
     start: jax.Array,
     data: MixtureData,
+    held: jax.Array | None,
 ) -> tuple[np.ndarray, ...]:
-    """The minimum of `potential(latent, data)` near `start`, and both second derivatives there."""
+    """The minimum of `potential(latent, data)` near `start`, and both second derivatives there.
+
+    Entries that are `held`, bool [D], stay where they are; none without it.
+    """
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05, _MODE_STEPS, alpha=0.01))
     gradient = jax.grad(potential)
 
@@ -164,7 +190,10 @@ def _mode_and_hessians(
     def run(start: jax.Array, data: MixtureData) -> tuple[jax.Array, ...]:
         def step(_: int, carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
             latent, state = carry
-            updates, state = optimizer.update(gradient(latent, data), state)
+            slope = gradient(latent, data)
+            if held is not None:
+                slope = jnp.where(held, 0.0, slope)
+            updates, state = optimizer.update(slope, state)
             return latent + updates, state
 
         mode, _ = jax.lax.fori_loop(0, _MODE_STEPS, step, (start, optimizer.init(start)))

@@ -8,7 +8,10 @@ import numpyro
 import numpyro.distributions as dist
 
 LEARNT_SCALE = "learnt_scale"
-"""In a site's `infer`: the scale of other sites' prior, of which a point estimate is no use."""
+"""In a site's `infer`, with its prior median: the scale of other sites' prior.
+
+A point estimate of it is of no use; `fit_svi` refuses one.
+"""
 
 SCALE_SPREAD = 1.0
 """Standard deviation of a scale's logarithm: data may move it by a factor of seven either way."""
@@ -21,7 +24,7 @@ def learnt_scale(name: str, median: float, spread: float = SCALE_SPREAD) -> jax.
     move, then has a long tail that no Gaussian follows.
     """
     prior = dist.LogNormal(jnp.log(median), spread)
-    return numpyro.sample(name, prior, infer={LEARNT_SCALE: True})
+    return numpyro.sample(name, prior, infer={LEARNT_SCALE: median})
 
 
 def standard_normals(name: str, dims: tuple[str, ...], shape: tuple[int, ...]) -> jax.Array:

@@ -157,3 +157,16 @@ def test_minibatches_see_the_groups_of_their_own_records(make_data):
         handlers.seed(handlers.substitute(mixture_of_personas, draw), 0)
     ).get_trace(data, subsample_size=4)
     assert trace["response"]["fn"].persona_logits.shape == (4, 3)
+
+
+def test_the_default_guide_finds_the_posterior_of_learnt_scales_on_a_real_table(rt_table):
+    """The joint mode of scales and weights lies at e^5: the guide must not start from there."""
+    names = ("log_likelihood", *(f"{k}_embeddings" for k in ("context", "persona", "exemplar")))
+    data = full_table_data(**{name: rt_table[name] for name in names})
+    kwargs = {"gate": "hierarchical", "temperature": False}
+    fit = fit_svi(jax.random.key(0), data, model_kwargs=kwargs, num_steps=300, progress=False)
+    draws = posterior_draws(fit, jax.random.key(1), 200).samples
+    scales = {block: np.median(draws[f"gate.{block}_scale"]) for block in BLOCKS}
+    assert all(0.1 < scale < 5 for scale in scales.values())
+    # Within the first steps it is near where it ends: nothing ran away.
+    assert fit.losses[:20].mean() - fit.losses[-20:].mean() < 0.5 * data.num_records
