@@ -1,11 +1,14 @@
-from .arviz_export import to_inference_data, write_netcdf
-from .comparison import compare, loo_errors
 from .convergence import ConvergenceReport, convergence_report
-from .cross_validation import HeldOutScores, kfold, loo
-from .diagnostics import ChainReport, diagnose, identified_quantities
+from .criticism.comparison import compare, loo_errors
+from .criticism.cross_validation import HeldOutScores, kfold, loo
+from .criticism.diagnostics import ChainReport, diagnose, identified_quantities
+from .criticism.importance import ImportanceReport, importance_resample, pareto_k
+from .criticism.prior import PriorGate, prior_draws, prior_predictive_gate
+from .criticism.summaries import gate_summary, persona_shares, responsibility_table
+from .criticism.unexplained import unexplained_records
+from .export.arviz_export import to_inference_data, write_netcdf
 from .files import load_posterior, save_posterior
 from .guides import GUIDES, AutoWhitenedNormal
-from .importance import ImportanceReport, importance_resample, pareto_k
 from .nuts import fit_nuts
 from .posterior import GateDraws, Posterior, gate_at, make_posterior, posterior_draws
 from .predictive import (
@@ -15,11 +18,8 @@ from .predictive import (
     responsibilities,
     uniform_log_prob,
 )
-from .prior import PriorGate, prior_draws, prior_predictive_gate
 from .simulation import ComponentDraws, SimulatedResponse, draw_components, simulate
-from .summaries import gate_summary, persona_shares, responsibility_table
 from .svi import SVIFit, default_optimizer, fit_svi
-from .unexplained import unexplained_records
 
 __all__ = [
     "GUIDES",

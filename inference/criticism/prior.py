@@ -12,9 +12,9 @@ from numpyro import handlers
 
 from mop_jax.distributions import PersonaMixture
 from mop_jax.errors import DataError
-from mop_jax.inference.intervals import interval, tails
+from mop_jax.inference.criticism.intervals import interval, tails
+from mop_jax.inference.criticism.summaries import draws_at_a_time, gate_summary, mean_persona_probs
 from mop_jax.inference.posterior import Posterior, make_posterior, map_draws
-from mop_jax.inference.summaries import draws_at_a_time, gate_summary, mean_persona_probs
 from mop_jax.models import checks
 from mop_jax.models.data import MixtureData
 from mop_jax.models.mixture import mixture_of_personas

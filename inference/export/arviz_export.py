@@ -18,19 +18,19 @@ with warnings.catch_warnings():
 
 from mop_jax import atomic
 from mop_jax.errors import DataError, FaultError
-from mop_jax.inference.arviz_choices import (
+from mop_jax.inference.export.arviz_choices import (
     choice_constants,
     choice_coords,
     choice_dims,
     drawn_counts,
 )
-from mop_jax.inference.arviz_quantities import (
+from mop_jax.inference.export.arviz_quantities import (
     QUANTITY_DIMS,
     describe_variables,
     quantities_of,
     with_log_likelihood,
 )
-from mop_jax.inference.netcdf_values import (
+from mop_jax.inference.export.netcdf_values import (
     attribute,
     attribute_name,
     coordinate,

@@ -13,10 +13,10 @@ import pandas as pd
 from mop_jax.distributions import PersonaMixture
 from mop_jax.distributions.temperature import interpolate
 from mop_jax.errors import DataError
-from mop_jax.inference.intervals import interval, tails
+from mop_jax.inference.criticism.intervals import interval, tails
+from mop_jax.inference.criticism.summaries import draws_at_a_time
 from mop_jax.inference.posterior import Posterior, map_draws
 from mop_jax.inference.predictive import log_likelihood_draws, persona_responsibilities
-from mop_jax.inference.summaries import draws_at_a_time
 from mop_jax.models.data import MixtureData
 
 # Variance of a response's log-probability below which a surprise is not divided by it, nats².

@@ -18,7 +18,7 @@ with warnings.catch_warnings():
     from arviz.stats.stats_utils import ELPDData
 
 from mop_jax.errors import DataError
-from mop_jax.inference.cross_validation import HeldOutScores, loo, standard_error_of
+from mop_jax.inference.criticism.cross_validation import HeldOutScores, loo, standard_error_of
 from mop_jax.inference.posterior import Posterior
 from mop_jax.models.data import MixtureData
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpyro
 
 from mop_jax.errors import DataError
-from mop_jax.inference.netcdf_values import coordinate
+from mop_jax.inference.export.netcdf_values import coordinate
 from mop_jax.inference.posterior import Posterior
 from mop_jax.models.choice_data import Choices
 from mop_jax.models.data import MixtureData

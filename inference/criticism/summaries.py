@@ -19,7 +19,7 @@ from jax.scipy.special import entr
 
 from mop_jax.distributions import MixingDistribution, PersonaMixture
 from mop_jax.errors import DataError
-from mop_jax.inference.intervals import interval, tails
+from mop_jax.inference.criticism.intervals import interval, tails
 from mop_jax.inference.posterior import Posterior, map_draws
 from mop_jax.models.data import MixtureData
 from mop_jax.models.feature_maps import product

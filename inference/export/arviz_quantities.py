@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mop_jax.distributions import PersonaMixture
+from mop_jax.inference.criticism.summaries import mean_persona_probs
 from mop_jax.inference.posterior import Posterior, map_draws
-from mop_jax.inference.summaries import mean_persona_probs
 from mop_jax.models.data import MixtureData
 from mop_jax.models.feature_maps import product
 

@@ -26,7 +26,7 @@ with warnings.catch_warnings():
     import arviz
 
 from mop_jax.errors import DataError
-from mop_jax.inference.importance import pareto_smoothed, pareto_threshold
+from mop_jax.inference.criticism.importance import pareto_smoothed, pareto_threshold
 from mop_jax.inference.posterior import Posterior, posterior_draws
 from mop_jax.inference.predictive import log_likelihood_draws, posterior_predictive_log_prob
 from mop_jax.inference.svi import fit_svi

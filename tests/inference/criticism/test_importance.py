@@ -28,8 +28,12 @@ from mop_jax.inference import (
     save_posterior,
 )
 from mop_jax.inference.convergence import ConvergenceReport
+from mop_jax.inference.criticism.importance import (
+    _weighted_draws,
+    pareto_smoothed,
+    pareto_threshold,
+)
 from mop_jax.inference.guides import prepare_guide
-from mop_jax.inference.importance import _weighted_draws, pareto_smoothed, pareto_threshold
 from mop_jax.models import mixture_of_personas
 
 MEAN = np.array([0.4, -0.2, 0.1], np.float32)
@@ -148,7 +152,7 @@ def test_the_threshold_grows_with_the_draws_up_to_a_limit():
 
 def test_verdicts_follow_the_thresholds(monkeypatch, data):
     """The sentence, and whether draws are handed out, at chosen values of k."""
-    import mop_jax.inference.importance as module
+    import mop_jax.inference.criticism.importance as module
 
     for k, said in [(0.2, "close to"), (0.6, "off by what weights can correct"), (0.68, "misses")]:
         monkeypatch.setattr(

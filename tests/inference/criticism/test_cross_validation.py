@@ -21,7 +21,7 @@ from mop_jax.inference import (
     make_posterior,
     posterior_predictive_log_prob,
 )
-from mop_jax.inference.cross_validation import _efficiency, _fold_of_each
+from mop_jax.inference.criticism.cross_validation import _efficiency, _fold_of_each
 
 UNIFORM = {"uniform_gate": True}
 GRID = np.linspace(-0.8, 0.8, 1601)

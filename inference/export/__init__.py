@@ -1,0 +1,1 @@
+"""A posterior as ArviZ's InferenceData, and that as a file."""
