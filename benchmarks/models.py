@@ -1,7 +1,7 @@
 """What each model and each guide is worth on held-out records, on the very same scores.
 
     python benchmarks/models.py [--out benchmarks/results/models.json]
-    python benchmarks/models.py --run runs/rotten_tomatoes [--out …/models.json]
+    python benchmarks/models.py --config study.yaml --folder runs/study [--out …/models.json]
 
 Without a run: the real table (tests/data/rt_table.npz: 160 reviews × 4 personas × 12 exemplars, all
 scored at τ = 1), five folds by film; each fold's posterior has never seen its records, which lie in
@@ -30,8 +30,9 @@ from gates import NUM_FOLDS, ROOT, real_table
 from rich.console import Console
 from rich.table import Table
 from scipy.special import logsumexp
-from similarity import with_similarity
+from similarity import scored_without_a_gate, with_similarity
 
+from mop_jax import pipeline
 from mop_jax.config import load_config
 from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
 from mop_jax.errors import FaultError
@@ -44,10 +45,7 @@ from mop_jax.inference import (
     uniform_log_prob,
 )
 from mop_jax.models import MixtureData
-from mop_jax.pipeline.evaluation import held_out_data
-from mop_jax.pipeline.fitting import fit_in_rounds
 from mop_jax.pipeline.run_folder import RunFolder
-from mop_jax.pipeline.scoring import training_data
 from mop_jax.pipeline.workspace import Workspace
 
 _NUM_DRAWS = 400
@@ -185,14 +183,15 @@ def on_the_table(names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"{METHODS[name].title}: {time.time() - began:.0f} s", found
 
 
-def on_a_run(folder: Path, names: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The report after every method, on a run's one split."""
-    config = load_config(folder)
+def on_a_run(
+    config_path: str, folder: Path, names: list[str], count: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The report after every method, on a run's one split; personas and scores are kept."""
+    pipeline.personas(config_path, folder)
+    config = load_config(config_path)
     space = Workspace(RunFolder(folder, config))
-    known, _, _ = fit_in_rounds(space)
-    train, held_out = training_data(space, known), held_out_data(space)
-    side = space.sides["test"].records
-    clusters = side.groups if config.split.by == "group" else None
+    train, held_out, side = scored_without_a_gate(space, len(space.sides["test"].records), count)
+    clusters = side.records.groups if config.split.by == "group" else None
     uniform = uniform_log_prob(held_out)
     gains: dict[str, np.ndarray] = {}
     for name in names:
@@ -222,15 +221,19 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("--config", help="a configuration, in place of the real table")
+    parser.add_argument("--folder", type=Path, help="its run folder")
+    parser.add_argument("--candidates", type=int, default=24, help="of each held-out record")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/models.json")
     options = parser.parse_args()
     console = Console()
-    if options.run is None:
+    # Folds and methods share many programs.
+    jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache/mop-jax/xla"))
+    if options.config is None:
         reports = on_the_table(options.methods)
     else:
-        reports = on_a_run(options.run, options.methods)
+        reports = on_a_run(options.config, options.folder, options.methods, options.candidates)
     report: dict[str, Any] = {}
     for number, (said, report) in enumerate(reports, start=1):
         console.print(f"{number} of {len(options.methods)}: {said}", highlight=False)

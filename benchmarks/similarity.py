@@ -156,18 +156,22 @@ def on_the_table(gates: list[str]) -> Iterator[dict[str, Any]]:
             yield report
 
 
-def on_a_run(config_path: str, folder: Path, num_held_out: int) -> dict[str, Any]:
-    """One split, the default gate with learned temperatures; personas and scores are kept."""
-    pipeline.personas(config_path, folder)
-    config = load_config(config_path)
-    space = Workspace(RunFolder(folder, config))
+def scored_without_a_gate(
+    space: Workspace, num_held_out: int, count: int
+) -> tuple[MixtureData, MixtureData, Split]:
+    """Training and held-out records whose candidates no gate has proposed, and the latter.
+
+    Args:
+        space: a run whose personas are there; what its store lacks is scored.
+        num_held_out: the first so many of the held-out records.
+        count: candidates of each.
+    """
     train = training_data(space, first_rounds(space)[-1])
     whole = space.sides["test"]
     rows = np.arange(len(whole.records))[:num_held_out]
     side = Split(
         whole.records.take(rows), whole.context_embeddings[rows], whole.record_embeddings[rows]
     )
-    count = config.evaluation.num_candidates
     first = first_candidates(
         space, side, count // 2, method="importance", seed_offset=_HELD_OUT, held_out=True
     )
@@ -185,6 +189,16 @@ def on_a_run(config_path: str, folder: Path, num_held_out: int) -> dict[str, Any
     held_out = space.mixture_data(
         side, known.candidates, known.scored.log_likelihood, held_out=True
     )
+    return train, held_out, side
+
+
+def on_a_run(config_path: str, folder: Path, num_held_out: int) -> dict[str, Any]:
+    """One split, the default gate with learned temperatures; personas and scores are kept."""
+    pipeline.personas(config_path, folder)
+    config = load_config(config_path)
+    space = Workspace(RunFolder(folder, config))
+    count = config.evaluation.num_candidates
+    train, held_out, side = scored_without_a_gate(space, num_held_out, count)
     uniform = uniform_log_prob(held_out)
     gains, betas = {}, {}
     for name, given in variants(train).items():

@@ -124,13 +124,6 @@ def evaluate_held_out(space: Workspace) -> None:
     )
 
 
-def held_out_data(space: Workspace) -> MixtureData:
-    """The held-out records of an evaluated run as a model sees them; all scores are known."""
-    side, main = space.sides["test"], load_posterior(posterior_path(space, MAIN))
-    made = _held_out_rounds(space, side, main)
-    return _data(space, side, made.scored, made.readings[0], main)
-
-
 def _differences(values: Mapping[str, np.ndarray], claims: Sequence[str]) -> dict[str, np.ndarray]:
     return {name: values[name] - values[BASELINE] for name in claims}
 
