@@ -142,6 +142,7 @@ def draw_components(
     known = {k: np.asarray(values)[used] for k, values in given.items() if values is not None}
     members = {name: np.asarray(codes)[used] for name, codes in (member_of or {}).items()}
     drawn = [np.zeros(len(samples), kind) for kind in (int, int, int, float, float)]
+    num_kept = posterior.model_kwargs.get("num_kept")
     # Logits of all draws, contexts and exemplars together would take gigabytes.
     row_bytes = 4 * num_draws * posterior.data.num_exemplars
     size = min(len(used), max(1, int(_GATE_BYTES // row_bytes)))
@@ -157,27 +158,49 @@ def draw_components(
         host: Any = jax.tree.map(np.asarray, gate)
         inside = (place >= begin) & (place < begin + size)
         for i in np.flatnonzero(inside):
-            path = _draw_path(host, place[i] - begin, uniforms[i])
+            path = _draw_path(host, place[i] - begin, uniforms[i], num_kept)
             for values, value in zip(drawn, path, strict=True):
                 values[i] = value
-            for m, pair in enumerate(more[i]):
-                further[i, m] = _draw_component(host, path[0], place[i] - begin, *pair)[1]
+            if _is_zero_shot(posterior, path[1]):
+                further[i] = path[2]  # which stands for none
+                continue
+            for m, (u, v) in enumerate(more[i]):
+                further[i, m] = _draw_component(host, path[0], place[i] - begin, u, v, num_kept)[1]
     return ComponentDraws(samples, context_index, *[*drawn, further])
 
 
-def _draw_path(gate: GateDraws, n: int, uniforms: np.ndarray) -> tuple[int, int, int, float, float]:
+def _is_zero_shot(posterior: Posterior, persona: int) -> bool:
+    bare = posterior.data.bare
+    return bare is not None and bare.no_persona is not None and bool(bare.no_persona[persona])
+
+
+def _draw_path(
+    gate: GateDraws, n: int, uniforms: np.ndarray, num_kept: int | None
+) -> tuple[int, int, int, float, float]:
     """Draw, persona, exemplar, temperature and log-probability of one sample in context n."""
     num_draws = len(gate.temperature)
     u_draw, u_persona, u_exemplar = uniforms
     s = min(int(u_draw * num_draws), num_draws - 1)
-    k, j, log_prob = _draw_component(gate, s, n, u_persona, u_exemplar)
+    k, j, log_prob = _draw_component(gate, s, n, u_persona, u_exemplar, num_kept)
     return s, k, j, float(gate.component_temperature(s, n, k, j)), log_prob
 
 
 def _draw_component(
-    gate: GateDraws, s: int, n: int, u_persona: float, u_exemplar: float
+    gate: GateDraws, s: int, n: int, u_persona: float, u_exemplar: float, num_kept: int | None
 ) -> tuple[int, int, float]:
-    """Persona, exemplar and log-probability of one component in context n under draw s."""
+    """Persona, exemplar and log-probability of one component in context n under draw s.
+
+    With `num_kept` one of as many components as the gate prefers in this context, of all.
+    """
+    if num_kept is not None:
+        joint = np.asarray(gate.exemplar_record_logits[s, n] + gate.exemplar_persona_logits[s])
+        joint = joint - np.logaddexp.reduce(joint, axis=1, keepdims=True)
+        joint = (joint + np.asarray(gate.persona_log_probs[s, n])[:, None]).ravel()
+        kept = np.argsort(-joint, kind="stable")[:num_kept]
+        log_probs = joint[kept] - np.logaddexp.reduce(joint[kept])
+        chosen = _invert(log_probs, u_persona)
+        k, j = divmod(int(kept[chosen]), gate.exemplar_persona_logits.shape[-1])
+        return k, j, float(log_probs[chosen])
     k = _invert(np.asarray(gate.persona_log_probs[s, n]), u_persona)
     omega = np.asarray(gate.exemplar_record_logits[s, n] + gate.exemplar_persona_logits[s, k])
     omega = omega - np.logaddexp.reduce(omega)

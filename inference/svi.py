@@ -20,7 +20,7 @@ import numpy as np
 import numpyro
 import optax
 from numpyro.infer import SVI, init_to_sample
-from numpyro.infer.autoguide import AutoDelta, AutoGuide
+from numpyro.infer.autoguide import AutoDelta, AutoGuide, AutoLaplaceApproximation
 from numpyro.primitives import Messenger
 
 from mop_jax import progress as progress_bars
@@ -138,7 +138,7 @@ def fit_svi(
     Raises:
         FaultError: if the loss stops being a finite number; names the step.
         DataError: if `batch_size`, `num_steps`, the guide's name or `initial_values` is unusable,
-            or a point estimate is asked for of a model that learns the scale of a prior.
+            or the mode is asked for of a model that learns the scale of a prior.
 
     Example:
         >>> import jax
@@ -174,11 +174,12 @@ def fit_svi(
     made = make_guide(guide, maximised, **start)
     if maximum_likelihood and not isinstance(made, AutoDelta):
         raise DataError("maximum_likelihood is a point estimate; its guide is AutoDelta.")
-    if isinstance(made, AutoDelta) and (scales := learnt_scales(model, data, run_kwargs)):
+    by_mode = isinstance(made, AutoDelta | AutoLaplaceApproximation)
+    if by_mode and (scales := learnt_scales(model, data, run_kwargs)):
         raise DataError(
-            f"The scale {scales[0]} of a prior is learnt, and a point estimate of it runs away; "
-            f"AutoDelta needs scales that are given. Take a guide that is a distribution, such as "
-            f"{DEFAULT_GUIDE}, or a model without it (gate: linear; temperature: true)."
+            f"The scale {scales[0]} of a prior is learnt, and its mode is no estimate of it: it "
+            f"runs away; {guide_name(made)} needs scales that are given. Take another guide, such "
+            f"as {DEFAULT_GUIDE}, or a model without it (gate: linear; temperature: true)."
         )
     auto_guide = prepare_guide(made, setup_key, data, run_kwargs)
     loss = make_loss(auto_guide, num_particles)

@@ -118,7 +118,8 @@ def add_bare_components(
         data: with `bare`.
         log_odds: prior mean of η and ζ.
         log_odds_scale: their prior standard deviation.
-        learned: whether they are; else a bare component is as probable as any other.
+        learned: whether they are; else nothing is bare, so that the uniform mixture, the baseline
+            of claims, is the same with and without bare components.
     """
     bare = data.bare
     assert bare is not None
@@ -126,10 +127,7 @@ def add_bare_components(
     for name, is_none in bare._asdict().items():
         if is_none is None:
             continue
-        offsets[name] = jnp.zeros((), data.log_likelihood.dtype)
-        if name == "no_persona" and not learned:
-            # One component beside J + 1 of every persona.
-            offsets[name] -= jnp.log(float(data.num_exemplars))
+        offsets[name] = jnp.asarray(_NEVER, data.log_likelihood.dtype)
         if learned:
             prior = dist.Normal(log_odds, log_odds_scale)
             odds = numpyro.sample(f"gate.{name}", prior)

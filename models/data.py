@@ -220,8 +220,9 @@ def mixture_data(
         similarity: the map of an earlier data set; by default `fit_similarity_map` of this one,
             which says when a term is left out.
         choices: closed answers of the same records (`choice_data` makes them).
-        member_of: codes of each grouping's levels by its name, integers [N]; −1 for a level unseen.
-            Personas have effects of them (`mop_jax.models.group_effects`).
+        member_of: codes of each grouping's levels by its name, integers [N]; −1 where the level is
+            not known, whose record has no effect of it. Personas have effects of them; see
+            `mop_jax.models.group_effects`.
         num_levels: how many levels each grouping has; by default those that are here.
         groupings: designs of the same records, in place of `member_of`.
         bare: which personas and exemplars of the arrays stand for none; `with_bare_components` adds
@@ -331,7 +332,13 @@ def _designs(
     dtype: Any,
 ) -> dict[str, Array] | None:
     if groupings is None:
-        return make_designs(member_of, num_levels, num_records, dtype) if member_of else None
+        if not member_of:
+            return None
+        designs = make_designs(member_of, num_levels, num_records, dtype)
+        for name, design in designs.items():
+            # The last column is for levels that are new, not for what nobody knows.
+            design[np.asarray(member_of[name]) < 0] = 0
+        return designs
     for name, design in groupings.items():
         checks.finite(f"groupings[{name!r}]", design, dtype, 2)
         checks.check_shape(f"groupings[{name!r}]", design, (num_records, np.shape(design)[1]))

@@ -119,7 +119,7 @@ def add_persona_weights(
         log s ~ Normal(log scale, 1)                       site gate.persona_weights_scale
 
     A logistic-normal prior with a scale that is learnt: where s is small all personas speak alike,
-    and at s = 3 three or four of fifty have nearly all of π. Write more personas than the
+    and at s = 3 four of fifty have four fifths of π. Write more personas than the
     population needs, and ask the posterior how many it has (`mop_jax.inference.gate_summary`) and
     which can go (`negligible_personas`). Personas have texts, and no order: a prior that breaks a
     stick would prefer those that come first.

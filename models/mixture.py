@@ -12,7 +12,8 @@ from typing import Any
 import numpyro
 from flax import nnx
 
-from mop_jax.distributions import PersonaMixture
+from mop_jax.distributions import PersonaMixture, RenormalisedPersonaMixture
+from mop_jax.errors import DataError
 from mop_jax.models.bare_components import add_bare_components
 from mop_jax.models.data import MixtureData
 from mop_jax.models.gates import (
@@ -133,6 +134,11 @@ def mixture_of_personas(
         if sparse_personas:
             logits_of = add_persona_weights(logits_of, data, scale=sparse_scale)
     if data.bare is not None:
+        if issubclass(distribution, RenormalisedPersonaMixture):
+            raise DataError(
+                "Bare components are always scored, and a renormalised gate lives on the scored "
+                "ones: nearly all would be bare. Use PersonaMixture with them."
+            )
         logits_of = add_bare_components(
             logits_of,
             data,
@@ -142,7 +148,7 @@ def mixture_of_personas(
         )
     groupings = (group_effects and not uniform_gate and data.groupings) or {}
     effects = declare_group_effects(
-        groupings, data.num_personas, median=group_scale, spread=group_scale_spread
+        groupings, data.num_personas, median=group_scale, spread=group_scale_spread, flagged=True
     )
 
     kept: dict[str, Any] = {} if num_kept is None else {"num_kept": num_kept}

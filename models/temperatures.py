@@ -109,8 +109,8 @@ def contextual_temperatures(
     log τ_ikj = … + σ_x ⟨f(x_i), w⟩,   w ~ Normal(0, 1)         site temperature_effect.context
     log σ_x ~ Normal(log spread, 1)                             site temperature_scale.context
 
-    f are the first `width` features of the context's embedding, as a linear gate sees them: of
-    total variance one, so that σ_x is about the standard deviation of log τ between contexts.
+    f are the first `width` features of the context's embedding, as a linear gate sees them. All
+    features together have variance one, so that log τ varies by less than σ_x between contexts.
     """
     found = _pooled(data, prior_scale, spread)
     size = min(width, data.feature_maps.context.basis.shape[1])

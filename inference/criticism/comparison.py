@@ -138,6 +138,8 @@ def _stacking(scores: Sequence[HeldOutScores]) -> np.ndarray:
         np.full(number, 1 / number),
         jac=True,
         method="SLSQP",
+        # Models that predict alike differ by little a record: the default stops at the start.
+        options={"ftol": 1e-12, "maxiter": 1000},
         bounds=[(0.0, 1.0)] * number,
         constraints=LinearConstraint(np.ones(number), 1.0, 1.0),
     ).x

@@ -134,11 +134,12 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _has_a_posterior_of_its_scales(self) -> RunConfig:
         field = self.model.learns_scales
-        if field is not None and self.inference.guide == "AutoDelta":
+        guide = self.inference.guide
+        if field is not None and guide in ("AutoDelta", "AutoLaplaceApproximation"):
             raise ValueError(
                 f"model.{field} is {getattr(self.model, field)}, which learns the scale of a "
-                "prior, and a point estimate of it runs away; take another inference.guide than "
-                "AutoDelta"
+                "prior, and its mode is no estimate of it: it runs away; take another "
+                f"inference.guide than {guide}"
             )
         return self
 
@@ -148,6 +149,12 @@ class RunConfig(Section):
             return self
         if self.survey is not None:
             raise ValueError("candidates.bare belongs to free texts; a survey has no such field")
+        if self.candidates.method == "renormalised":
+            raise ValueError(
+                "candidates.bare adds components that are always scored, and a renormalised gate "
+                "lives on the scored ones: nearly all would be bare; take another "
+                "candidates.method, or leave out bare"
+            )
         if self.exemplars.num_exemplars == 0:
             raise ValueError(
                 "candidates.bare adds components without an exemplar, and with "

@@ -246,8 +246,10 @@ class RenormalisedPersonaMixture(PersonaMixture):
 @partial(jax.jit, static_argnames="number")
 def _kept(log_probs: Float[jax.Array, "*batch C"], number: int) -> Float[jax.Array, "*batch C"]:
     """The largest log-probabilities of each row; −∞ in the place of the others."""
-    least = jax.lax.top_k(jax.lax.stop_gradient(log_probs), number)[0][..., -1:]
-    return jnp.where(log_probs >= least, log_probs, -jnp.inf)
+    # By their places: of equals the first are kept, and no more than M.
+    place = jax.lax.top_k(jax.lax.stop_gradient(log_probs), number)[1]
+    kept = jax.nn.one_hot(place, log_probs.shape[-1], dtype=bool).any(-2)
+    return jnp.where(kept, log_probs, -jnp.inf)
 
 
 @jax.jit

@@ -44,6 +44,8 @@ from mop_jax.prompts import Prompt
 # Draws of held-out candidates have a stream of their own; see SECOND_ROUND.
 _HELD_OUT = 10**15
 _SCORING = "Scoring held-out records"
+# For the share of temperatures at the ends of the grid.
+_COMPONENTS_LOOKED_AT = 10_000
 
 
 def evaluate_held_out(space: Workspace) -> None:
@@ -190,8 +192,15 @@ def _data(
 
 def _temperatures(posterior: Posterior, side: Split) -> dict[str, Any]:
     """The posterior of τ, and how much of it presses against the ends of the scored grid."""
-    temperature = np.asarray(gate_at(posterior, side.context_embeddings[:1]).temperature)
-    at_ends = np.isin(temperature, np.asarray(posterior.data.temperature_grid)[[0, -1]])
+    gate = gate_at(posterior, side.context_embeddings)
+    temperature = np.asarray(gate.temperature)
+    used = temperature
+    if gate.exemplar_log_temperature is not None or gate.record_log_temperature is not None:
+        # Components have temperatures of their own: some of all that there are.
+        sizes = (*gate.persona_log_probs.shape[:2], *gate.exemplar_persona_logits.shape[1:])
+        drawn = np.random.default_rng(0).integers(sizes, size=(_COMPONENTS_LOOKED_AT, 4)).T
+        used = gate.component_temperature(*drawn)
+    at_ends = np.isin(used, np.asarray(posterior.data.temperature_grid)[[0, -1]])
     low, high = np.quantile(temperature, [0.03, 0.97], axis=0)
     return {
         "mean": temperature.mean(axis=0).round(6).tolist(),

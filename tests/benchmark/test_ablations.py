@@ -153,7 +153,11 @@ def test_every_ablation_is_another_configuration(materials):
     for name, variant in found.items():
         for section in type(config).model_fields:
             same = getattr(variant, section) == getattr(config, section)
-            assert same == (section not in ABLATIONS[name].changes)
+            assert same or section in ABLATIONS[name].changes
+    # What bare components there are goes with the exemplars.
+    bare = materials.config(candidates={"bare": "zero_shot"}, model={"temperature": "pooled"})
+    for name in ("no_exemplars", "paper_estimator"):
+        assert changed(bare, ABLATIONS[name].changes).candidates.bare == "none"
     paper = found["paper_estimator"]
     assert (paper.candidates.method, paper.candidates.num_candidates) == ("renormalised", 4)
     assert paper.inference.maximum_likelihood

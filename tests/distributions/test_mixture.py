@@ -298,3 +298,13 @@ def test_the_gate_lives_on_the_components_that_it_prefers():
     # It survives being flattened, as NumPyro does with it.
     leaves, tree = jax.tree.flatten(mixture)
     assert jax.tree.unflatten(tree, leaves).num_kept == 3
+
+
+def test_of_components_that_the_gate_likes_alike_no_more_are_kept():
+    arrays = (np.zeros((2, 3)), np.zeros((2, 4)), np.zeros((3, 4)), np.zeros(3))
+    persona, exemplar = (np.broadcast_to(v, (2, 12)) for v in np.divmod(np.arange(12), 4))
+    arrays = (*arrays, persona, exemplar, np.zeros((2, 12)), np.ones(1))
+    mixture = RenormalisedPersonaMixture(*arrays, num_kept=4)
+    kept = np.exp(np.asarray(mixture.candidate_log_probs))
+    np.testing.assert_allclose(np.sort(kept, axis=1)[:, -4:], 0.25, rtol=1e-6)
+    np.testing.assert_allclose(kept.sum(1), 1, rtol=1e-6)

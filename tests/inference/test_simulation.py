@@ -11,6 +11,7 @@ import pytest
 from numpyro.infer import Predictive
 from scipy.stats import chisquare
 
+from mop_jax.distributions import RenormalisedPersonaMixture
 from mop_jax.errors import DataError
 from mop_jax.inference import gate_at, make_posterior, simulate, simulation
 from mop_jax.inference.simulation import draw_components
@@ -332,3 +333,25 @@ def test_components_are_drawn_at_their_own_temperatures_and_may_be_bare(make_dat
     assert (paths.exemplar[paths.persona == 3] == 5).all()
     assert (paths.exemplar[paths.persona < 3] == 5).any()
     assert len(np.unique(paths.temperature.round(6))) > 9  # more than draws × personas
+
+
+def test_a_gate_of_the_paper_draws_among_the_components_that_it_prefers(make_data):
+    data = make_data()
+    kwargs = {"distribution": RenormalisedPersonaMixture, "num_kept": 2}
+    draws = [draw_sites(data, seed=seed, **kwargs) for seed in range(2)]
+    stacked = {name: np.stack([draw[name] for draw in draws]) for name in draws[0]}
+    posterior = make_posterior(stacked, data, model_kwargs=kwargs)
+    contexts = np.asarray(data.context_embeddings)
+    paths = draw_components(posterior, contexts, np.arange(300) % 6, seed=0)
+    gate = gate_at(posterior, contexts)
+    found = set()
+    for m in range(300):
+        s, i = int(paths.draw[m]), int(paths.context[m])
+        log_probs = np.asarray(gate.mixing_distribution(s).mixing_log_probs)[i].ravel()
+        kept = np.argsort(-log_probs)[:2]
+        chosen = int(paths.persona[m]) * 5 + int(paths.exemplar[m])
+        assert chosen in kept
+        expected = log_probs[chosen] - np.logaddexp(*log_probs[kept])
+        np.testing.assert_allclose(paths.log_prob[m], expected, rtol=1e-4, atol=1e-5)
+        found.add((s, i, chosen))
+    assert len(found) > 16  # of 24: both of them are drawn

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, logsumexp
 
+from mop_jax.distributions import RenormalisedPersonaMixture
 from mop_jax.errors import DataError
-from mop_jax.inference import gate_at, make_posterior
+from mop_jax.inference import gate_at, make_posterior, uniform_log_prob
 from mop_jax.models import mixture_data, with_bare_components
 from tests.models.programs import draw_sites, mixture_at
 
@@ -60,6 +61,8 @@ def test_the_density_is_the_sum_over_three_kinds_of_components(make_data, zero_s
                 if not plain.leave_out[i, j]:
                     terms.append(log_pi[k] + log_omega[j] + unit[i, k * num_exemplars + j])
             terms.append(log_pi[k] + log_omega[num_exemplars] + unit[i, full + k])
+        if uniform:  # the baseline has none of them
+            assert log_omega[num_exemplars] < -1e8
         if zero_shot:  # which shows no exemplar
             terms.append(log_pi[num_personas] + unit[i, full + num_personas])
         np.testing.assert_allclose(found[i], logsumexp(terms), rtol=1e-7)
@@ -122,3 +125,15 @@ def test_bad_tables_are_refused(make_data):
         with_bare_components(data, alone, np.where(nothing == nothing[2, 1], np.nan, nothing))
     with pytest.raises(DataError, match="already"):
         with_bare_components(with_bare_components(data, alone), alone)
+
+
+def test_the_uniform_mixture_is_the_same_with_and_without(make_data):
+    data = make_data()
+    bare = with_bare_components(data, *bare_tables(data))
+    np.testing.assert_allclose(uniform_log_prob(bare), uniform_log_prob(data), rtol=1e-6)
+
+
+def test_a_renormalised_gate_has_no_bare_components(make_data):
+    data = with_bare_components(make_data(), *bare_tables(make_data()))
+    with pytest.raises(DataError, match="nearly all would be bare"):
+        draw_sites(data, distribution=RenormalisedPersonaMixture)

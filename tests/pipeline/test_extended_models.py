@@ -104,6 +104,10 @@ def test_the_posterior_is_exported_with_the_places_that_stand_for_none(extended)
             {"candidates": {"bare": "persona_only"}, "exemplars": {"num_exemplars": 0}},
             "candidates.bare adds components without an exemplar",
         ),
+        (
+            {"candidates": {"bare": "zero_shot", "method": "renormalised"}},
+            "nearly all would be bare",
+        ),
         ({"model": {"temperature": "hot"}}, "temperature"),
     ],
 )
