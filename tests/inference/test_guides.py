@@ -16,10 +16,10 @@ from mop_jax.inference import fit_svi, gate_at, posterior_draws
 from mop_jax.inference.guides import (
     GUIDES,
     AutoWhitenedNormal,
-    _scale_tril,
     make_guide,
     prepare_guide,
 )
+from mop_jax.inference.whitened_guide import _scale_tril
 from mop_jax.models import full_table_data, mixture_of_personas
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "nuts_linear_gate.npz"

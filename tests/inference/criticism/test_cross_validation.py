@@ -13,7 +13,6 @@ from mop_jax.errors import DataError
 from mop_jax.evaluation.held_out import mean_and_error
 from mop_jax.inference import (
     HeldOutScores,
-    cross_validation,
     kfold,
     log_likelihood_draws,
     loo,
@@ -21,6 +20,7 @@ from mop_jax.inference import (
     make_posterior,
     posterior_predictive_log_prob,
 )
+from mop_jax.inference.criticism import cross_validation
 from mop_jax.inference.criticism.cross_validation import _efficiency, _fold_of_each
 
 UNIFORM = {"uniform_gate": True}

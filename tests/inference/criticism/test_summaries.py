@@ -15,10 +15,9 @@ from mop_jax.inference import (
     persona_shares,
     posterior_draws,
     responsibility_table,
-    summaries,
-    unexplained,
     unexplained_records,
 )
+from mop_jax.inference.criticism import summaries, unexplained
 from mop_jax.inference.posterior import mixture_at
 from mop_jax.models import mixture_data, mixture_of_choices, mixture_of_personas
 from tests.models.programs import draw_sites
