@@ -223,7 +223,7 @@ def test_bad_input_is_one_sentence(mop, materials, tmp_path, case):
         ("", ["must hold named sections"]),
         ("name: x\n", ["population", "required"]),
         ("name: x\nname: y\n", ["line 2", "'name' is given a second time"]),
-        (None, ["was not found", "demo, reuters_r8, rotten_tomatoes"]),
+        (None, ["was not found", "demo, paper, reuters_r8, rotten_tomatoes"]),
     ],
 )
 def test_a_bad_configuration_file(mop, tmp_path, content, words):
