@@ -71,6 +71,7 @@ LONGEST = (
     "models/test_choice_calibration.py",
     "lm/test_mesh.py",
     "pipeline/test_resume.py",
+    "pipeline/test_extended_models.py",
     "inference/test_choice_guide.py",
     "benchmark/test_transfer.py",
     "pipeline/test_changes.py",
