@@ -98,8 +98,8 @@ def calibration_figure(report: dict[str, Any], guides: list[str]) -> Figure:
     figure = new_figure(
         "Likelihoods and NUTS are calibrated; AutoNormal is far too sure of temperatures",
         "Share of data sets whose true value lies below a quantile of its posterior, less what it "
-        "should be: a line a quantity.\nGate blue, temperatures vermillion, others black. In the "
-        "band: 99 % of lines if posteriors are right. An S on its side: too narrow.\n"
+        "should be: a line a quantity.\nGate blue, temperatures vermillion, others black. Band: 99 "
+        "% of lines if posteriors are right. An S: too narrow.\n"
         "Last panel: coverage of 90 % (filled) and 50 % intervals on the same 60 data sets.",
         body_height=4.4,
     )
