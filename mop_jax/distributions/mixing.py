@@ -50,6 +50,10 @@ def log_matmul_exp(
     Returns:
         Log-sums [..., K].
     """
+    # Where `right` is a constant, XLA makes of the product with ones a sum over exemplars, which
+    # its CPU backend (jax 0.10.2) fuses wrongly with what follows for thousands of rows. Behind
+    # the barrier it is no constant.
+    right = jax.lax.optimization_barrier(right)
     column = jax.lax.stop_gradient(_finite_max(right, axis=0))  # [J]
     left, right = left + column, right - column
     left_max = jax.lax.stop_gradient(_finite_max(left, axis=-1))  # [...]

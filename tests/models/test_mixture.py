@@ -269,3 +269,19 @@ def test_numpyro_can_render_and_draw_the_prior(make_data):
     data = make_data()
     draws = numpyro.infer.Predictive(mixture_of_personas, num_samples=3)(jax.random.key(0), data)
     assert draws["log_temperature"].shape == (3, 3)
+
+
+@pytest.mark.parametrize("kwargs", [{"exemplars": False}, {"uniform_gate": True}], ids=str)
+def test_many_records_at_once_have_the_density_of_a_few(make_data, kwargs):
+    """A constant part of Ω, and rows enough for another program: XLA once lost a sum there."""
+    number = 8_000
+    data = make_data(num_records=number, leave_out=np.zeros((number, 5), bool))
+    kwargs = {"temperature": False, **kwargs}
+    draw = draw_sites(data.take(slice(0, 2)), **kwargs)
+
+    def log_prob(data):
+        return mixture_at(draw, data, **kwargs).log_prob(data.log_likelihood)
+
+    whole = np.asarray(jax.jit(log_prob)(data))
+    parts = [np.asarray(log_prob(data.take(slice(i, i + 500)))) for i in range(0, number, 500)]
+    np.testing.assert_allclose(whole, np.concatenate(parts), rtol=1e-5)
